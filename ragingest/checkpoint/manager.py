@@ -1,0 +1,211 @@
+"""Checkpoints as files: written so that at any moment a whole one can be read."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from filelock import FileLock, Timeout
+
+from ragingest.checkpoint.state import Checkpoint, CheckpointError, decode, encode
+from ragingest.errors import JobLockedError, TerminalError, UsageError
+from ragingest.settings import check_job_name
+
+__all__ = ["CheckpointManager", "JobFiles", "Loaded", "write_durably"]
+
+_STATE_FILE = re.compile(r"(.+)\.json").fullmatch
+
+
+class JobFiles(NamedTuple):
+    """Where a job keeps its state."""
+
+    checkpoint: Path
+    backup: Path
+    ledger: Path
+    rejects: Path
+    lock: Path
+
+
+class Loaded(NamedTuple):
+    """A checkpoint, and what was wrong with the newer one if this is the backup."""
+
+    checkpoint: Checkpoint
+    warning: str = ""
+
+
+class CheckpointManager:
+    """Loads and saves the checkpoints of all jobs of one folder (mode 0700, files 0600)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def open_folder(self) -> None:
+        """Create the folder if it is missing, and see that it can be written.
+
+        Raises:
+            TerminalError: it cannot.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except (FileExistsError, NotADirectoryError):
+            raise TerminalError(
+                f"the checkpoint folder {self.folder} is not a folder", "give another --checkpoint-dir"
+            ) from None
+        except OSError as error:
+            raise _unwritable(self.folder, error) from None
+        if not os.access(self.folder, os.W_OK | os.X_OK):
+            raise _unwritable(self.folder, PermissionError(13, "no permission to write"))
+
+    def files(self, job: str) -> JobFiles:
+        check_job_name(job)
+        files = JobFiles(
+            *(
+                self.folder / f"{job}.{end}"
+                for end in ("json", "json.bak", "ledger.sqlite", "rejects.jsonl", "lock")
+            )
+        )
+        for path in files:
+            if path.is_symlink():
+                raise TerminalError(f"{path} is a symbolic link, which is not followed", "replace it by the file")
+        return files
+
+    def lock(self, job: str) -> FileLock:
+        """Take the job for this process; the kernel releases it when the process ends, however it ends.
+
+        Raises:
+            JobLockedError: another process has it.
+        """
+        lock = FileLock(self.files(job).lock, timeout=0, mode=0o600)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise JobLockedError(
+                f"the job {job} is being worked on by another process (lock {lock.lock_file})",
+                "wait for it to end, or give this run another --job",
+            ) from None
+        except OSError as error:
+            raise _unwritable(self.folder, error) from None
+        return lock
+
+    def is_locked(self, job: str) -> bool:
+        """Whether some process works on the job."""
+        if not self.files(job).lock.exists():
+            return False
+        try:
+            self.lock(job).release()
+        except JobLockedError:
+            return True
+        return False
+
+    def load(self, job: str) -> Loaded | None:
+        """The job's checkpoint; the one before it where the newest cannot be read; None where there is none.
+
+        Raises:
+            TerminalError: there are checkpoints, but none can be read.
+        """
+        files = self.files(job)
+        problems: list[str] = []
+        for path in (files.checkpoint, files.backup):
+            try:
+                checkpoint = decode(path.read_bytes())
+            except FileNotFoundError:
+                continue
+            except CheckpointError as error:
+                problems.append(f"{path} cannot be read: {error}")
+                continue
+            except OSError as error:
+                raise TerminalError(f"{path} cannot be read: {error.strerror}", "check its permissions") from None
+            if checkpoint.job != job:
+                problems.append(f"{path} belongs to the job {checkpoint.job}")
+                continue
+            warning = f"{problems[0]}; continuing from the one before" if problems else ""
+            return Loaded(checkpoint, warning)
+        if problems:
+            raise TerminalError(
+                "; ".join(problems),
+                "start over with --fresh: what the ledger knows as stored is overwritten, not doubled",
+            )
+        return None
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Replace the job's checkpoint; keep the one before it as backup.
+
+        Raises:
+            TerminalError: the disk is full or cannot be written; the old checkpoint is untouched.
+        """
+        files = self.files(checkpoint.job)
+        try:
+            write_durably(files.checkpoint, encode(checkpoint), files.backup)
+        except OSError as error:
+            raise _unwritable(self.folder, error) from None
+
+    def archive(self, checkpoint: Checkpoint) -> None:
+        """Keep the checkpoint of a finished run in `completed/`."""
+        folder = self.folder / "completed"
+        time = re.sub(r"[^0-9T]", "", checkpoint.updated[:19])
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            write_durably(folder / f"{checkpoint.job}_{time}_{checkpoint.run}.json", encode(checkpoint))
+        except OSError as error:
+            raise _unwritable(folder, error) from None
+
+    def jobs(self) -> Iterator[str]:
+        """Names of all jobs that have a checkpoint, sorted."""
+        if not self.folder.is_dir():
+            return
+        for path in sorted(self.folder.iterdir()):
+            match = _STATE_FILE(path.name)
+            if match and path.is_file():
+                try:
+                    yield check_job_name(match.group(1))
+                except UsageError:
+                    continue
+
+    def forget(self, job: str, *, ledger: bool) -> None:
+        """Drop the checkpoint and rejects of a job, and with `ledger` what it knows of documents."""
+        files = self.files(job)
+        doomed = [files.checkpoint, files.backup, files.rejects]
+        if ledger:
+            doomed += [files.ledger, *(files.ledger.with_name(files.ledger.name + end) for end in ("-wal", "-shm"))]
+        for path in doomed:
+            path.unlink(missing_ok=True)
+
+
+def write_durably(path: Path, data: bytes, backup: Path | None = None) -> None:
+    """Write a temporary file, fsync it, rename it over `path`, fsync the folder.
+
+    A reader, or a crash, finds the old file or the new one. The old one becomes `backup` (a hard
+    link, so there is no moment without `path`).
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.unlink(missing_ok=True)
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if backup is not None and path.exists():
+            backup_temporary = backup.with_name(backup.name + ".tmp")
+            backup_temporary.unlink(missing_ok=True)
+            os.link(path, backup_temporary)
+            backup_temporary.replace(backup)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _unwritable(folder: Path, error: OSError) -> TerminalError:
+    return TerminalError(
+        f"the checkpoint folder {folder} cannot be written: {error.strerror or error}",
+        "free disk space or mend its permissions, then resume; or give another --checkpoint-dir",
+    )

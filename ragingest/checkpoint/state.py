@@ -1,0 +1,119 @@
+"""The checkpoint as a value: parsed, moved forward and printed without touching a file."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Literal
+
+import msgspec
+
+from ragingest.checkpoint.ranges import RangeSet
+from ragingest.events import Counters
+from ragingest.protocols import PartInfo
+from ragingest.settings import JobSettings, RunOptions
+
+__all__ = ["FORMAT", "Checkpoint", "CheckpointError", "PartState", "Status", "decode", "encode"]
+
+FORMAT = 1
+
+Status = Literal["running", "interrupted", "completed", "failed"]
+
+
+class CheckpointError(ValueError):
+    """The bytes are not a checkpoint that this version reads; the message says why."""
+
+
+class PartState(msgspec.Struct, kw_only=True):
+    """One part of the source: what identifies it, and which of its records are done.
+
+    `done` are half-open ranges of ordinals. All records before `ordinal` are done, and it starts at
+    byte `offset`: that is where resuming begins to read.
+    """
+
+    name: str
+    size: int | None = None
+    mtime_ns: int | None = None
+    digest: str = ""
+    done: list[tuple[int, int]] = []
+    ordinal: int = 0
+    offset: int = 0
+
+    @classmethod
+    def of(cls, info: PartInfo) -> PartState:
+        return cls(name=info.name, size=info.size, mtime_ns=info.mtime_ns, digest=info.digest)
+
+    def info(self) -> PartInfo:
+        return PartInfo(self.name, self.size, self.mtime_ns, self.digest)
+
+    def ranges(self) -> RangeSet:
+        return RangeSet(self.done)
+
+
+class Checkpoint(msgspec.Struct, kw_only=True):
+    """A job's state. Holds settings, never a secret."""
+
+    format: int = FORMAT
+    ragingest: str
+    job: str
+    run: int
+    status: Status
+    started: str
+    updated: str
+    attempts: int = 1
+    seconds: float = 0.0
+    boot: str = ""
+    """Which boot of the machine wrote it: after another one, only `done` is trusted."""
+    settings: JobSettings
+    fingerprint: str
+    options: RunOptions
+    parts: list[PartState]
+    counters: Counters
+    reject_kinds: dict[str, int] = {}
+    rejects_bytes: int = 0
+    """Length of the rejects file that belongs to this checkpoint; what lies behind it is redone."""
+    message: str = ""
+    checksum: str = ""
+    """BLAKE2b over all other fields, so that a damaged file is told from a good one."""
+
+    @property
+    def finished(self) -> bool:
+        return self.status == "completed"
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Checkpoint)
+
+
+def encode(checkpoint: Checkpoint) -> bytes:
+    """As indented JSON, with its checksum."""
+    signed = msgspec.structs.replace(checkpoint, checksum=_checksum(checkpoint))
+    return msgspec.json.format(_encoder.encode(signed), indent=1) + b"\n"
+
+
+def _checksum(checkpoint: Checkpoint) -> str:
+    bare = msgspec.structs.replace(checkpoint, checksum="")
+    return hashlib.blake2b(_encoder.encode(bare), digest_size=16).hexdigest()
+
+
+def decode(data: bytes) -> Checkpoint:
+    """Parse and check.
+
+    Raises:
+        CheckpointError: cut, damaged, of another format, or at odds with itself.
+    """
+    try:
+        checkpoint = _decoder.decode(data)
+        version: Any = checkpoint.format
+        if version != FORMAT:
+            raise CheckpointError(f"its format is {version}; this version reads {FORMAT}")
+        for part in checkpoint.parts:
+            part.ranges()
+    except CheckpointError:
+        raise
+    except (ValueError, UnicodeDecodeError, RecursionError) as error:
+        raise CheckpointError(str(error)) from None
+    if checkpoint.checksum != _checksum(checkpoint):
+        raise CheckpointError("its checksum does not match: it was damaged or edited")
+    if not checkpoint.counters.balanced:
+        raise CheckpointError("its counters do not add up")
+    return checkpoint

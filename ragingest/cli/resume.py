@@ -1,0 +1,51 @@
+"""`ragingest resume JOB`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ragingest.checkpoint.manager import CheckpointManager
+from ragingest.cli import options as opt
+from ragingest.cli.supervise import run_to_exit
+from ragingest.events import Emit, Noticed
+from ragingest.wiring import JobRun, checkpoint_of, open_job
+
+__all__ = ["resume"]
+
+
+def resume(
+    job: Annotated[str, typer.Argument(help="Name of the job, as ragingest stats shows it.")],
+    checkpoint_dir: opt.CheckpointDir = Path("checkpoints"),
+    concurrency: opt.Concurrency = None,
+    batch_size: opt.BatchSize = None,
+    upsert_size: opt.UpsertSize = None,
+    max_memory: opt.MaxMemory = None,
+    max_errors: opt.MaxErrors = None,
+    checkpoint_interval: opt.CheckpointInterval = None,
+    quiet: opt.Quiet = False,
+    json_: opt.Json = False,
+) -> None:
+    """Continue a job where it stopped; every setting comes back from its checkpoint.
+
+    A finished job is run again, which stores what is new or has changed.
+    """
+
+    def start(emit: Emit) -> JobRun:
+        checkpoint = checkpoint_of(CheckpointManager(checkpoint_dir), job)
+        options = opt.apply_options(
+            checkpoint.options,
+            concurrency=concurrency,
+            batch_size=batch_size,
+            upsert_size=upsert_size,
+            max_memory=max_memory,
+            max_errors=max_errors,
+            checkpoint_interval=checkpoint_interval,
+        )
+        if checkpoint.finished:
+            emit(Noticed(f"the job {job} was finished: looking for what is new or has changed"))
+        return open_job(checkpoint.settings, options, checkpoint_dir, job=job, emit=emit)
+
+    run_to_exit(start, quiet=quiet, as_json=json_, checkpoint_dir=checkpoint_dir)

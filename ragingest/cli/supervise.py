@@ -1,0 +1,53 @@
+"""Runs a job under a display, and turns signals into a clean stop."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import typer
+
+from ragingest.cli import display
+from ragingest.errors import ExitCode
+from ragingest.events import Emit, Noticed, Summary
+from ragingest.wiring import JobRun
+
+__all__ = ["run_to_exit"]
+
+# The embedder and the store hold the interpreter's lock for milliseconds at a time; the event loop,
+# which only hands on work between them, should not wait its default 5 ms for it.
+SWITCH_SECONDS = 0.001
+
+_CODES = {signal.SIGINT: ExitCode.SIGINT, signal.SIGTERM: ExitCode.SIGTERM}
+
+
+def run_to_exit(start: Callable[[Emit], JobRun], *, quiet: bool, as_json: bool, checkpoint_dir: Path) -> None:
+    """Open the job, run it, show what it did, exit with its code."""
+    sys.setswitchinterval(SWITCH_SECONDS)
+    with display.progress(quiet=quiet) as emit:
+        job = start(emit)
+        summary = asyncio.run(_supervised(job, emit))
+    display.show_summary(summary, as_json=as_json, checkpoint_dir=checkpoint_dir)
+    raise typer.Exit(summary.exit_code)
+
+
+async def _supervised(job: JobRun, emit: Emit) -> Summary:
+    """Run with handlers: the first signal stops reading, the second stops at once."""
+    loop = asyncio.get_running_loop()
+    stopped = False
+
+    def handle(number: signal.Signals) -> None:
+        nonlocal stopped
+        if stopped:
+            job.abort()
+            return
+        stopped = True
+        emit(Noticed("stopping: what is in flight is finished (once more stops at once)"))
+        job.stop(_CODES[number])
+
+    for number in _CODES:
+        loop.add_signal_handler(number, handle, number)
+    return await job.run()

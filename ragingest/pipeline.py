@@ -1,0 +1,473 @@
+"""The only concurrency: records in, confirmed points out.
+
+    read -> admit -> chunk -> pack -> embed -> pack -> upsert -> confirm
+            |                          |                |          |
+            unchanged, duplicate       rejects          rejects    journal
+
+One event loop waits; threads work. Each stage hands on through a bounded queue, so a slow store
+slows the reader down. A block of records is done when the store has confirmed its last document,
+and only that moves the checkpoint. Two batches in flight never share a document id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ragingest.batching import PointPacker, StreamingBatcher, slice_batch
+from ragingest.checkpoint.journal import Journal
+from ragingest.checkpoint.state import Checkpoint, Status
+from ragingest.decoding import Decoder
+from ragingest.documents import Block, Chunk, Document, EmbeddedBatch, Fault, Reject
+from ragingest.errors import RagingestError, RejectedError, TerminalError, TooManyErrorsError, TransientError
+from ragingest.events import CheckpointSaved, Emit, Noticed, Progressed
+from ragingest.protocols import Embedder, RecordBlock, Source, Store
+from ragingest.resources import ResourceManager
+from ragingest.settings import ErrorBudget
+
+__all__ = ["Outcome", "Pipeline", "PipelineParts"]
+
+T = TypeVar("T")
+
+SAVE_SHARE = 30
+"""Saving checkpoints takes at most one part in this many of the time."""
+
+Split = Callable[[Sequence[Document]], list[list[Chunk]]]
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineParts:
+    """What a pipeline is put together from; see wiring."""
+
+    source: Source
+    decoder: Decoder
+    split: Split
+    embedder: Embedder
+    store: Store
+    journal: Journal
+    resources: ResourceManager
+    budget: ErrorBudget
+    batch_size: int
+    batch_bytes: int
+    upsert_size: int
+    upsert_bytes: int | None
+    checkpoint_interval: float
+    emit: Emit
+    linger: float = 1.0
+    """Seconds that an open batch waits for more before it is sent as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How the run ended: its last checkpoint, and the error that ended it, if any."""
+
+    checkpoint: Checkpoint
+    error: RagingestError | None = None
+
+
+class Pipeline:
+    """One run. `run` is called once; `stop` and `abort` on the event loop, as from a signal handler."""
+
+    def __init__(self, parts: PipelineParts) -> None:
+        self._p = parts
+        self._stopping = asyncio.Event()
+        self._in_flight: set[str] = set()
+        self._landed = asyncio.Event()
+        self._read = parts.journal.counters.read
+        self._rejected = parts.journal.counters.rejected
+        self._bytes_read = 0
+        self._source_error: RagingestError | None = None
+        self._dirty = False
+        self._work: asyncio.Task[None] | None = None
+        embedders, upserters = parts.resources.concurrency, parts.store.limits.concurrency
+        self._reader = ThreadPoolExecutor(1, "read")
+        self._ledger = ThreadPoolExecutor(1, "ledger")
+        self._workers = ThreadPoolExecutor(embedders + upserters + 1, "work")
+        self._to_chunk: asyncio.Queue[Block | None] = asyncio.Queue(1)
+        self._to_pack: asyncio.Queue[list[Chunk] | None] = asyncio.Queue(1)
+        self._to_embed: asyncio.Queue[list[Chunk] | None] = asyncio.Queue(1)
+        self._to_repack: asyncio.Queue[EmbeddedBatch | None] = asyncio.Queue(1)
+        self._to_upsert: asyncio.Queue[EmbeddedBatch | None] = asyncio.Queue(1)
+
+    def stop(self) -> None:
+        """Read no more; finish what is in flight."""
+        self._stopping.set()
+        self._p.source.stop()
+
+    def abort(self) -> None:
+        """Leave what is in flight; save what is confirmed."""
+        self.stop()
+        if self._work is not None:
+            self._work.cancel()
+
+    async def run(self) -> Outcome:
+        """Read the source to its end, or to the first error or stop; then save the checkpoint."""
+        self._work = asyncio.create_task(self._stages())
+        saver = asyncio.create_task(self._save_regularly())
+        await asyncio.wait({self._work, saver}, return_when=asyncio.FIRST_COMPLETED)
+        failures = await _settle(self._work, saver)
+        self._p.source.stop()
+        self._workers.shutdown(cancel_futures=True)
+        error = _explain(failures) if failures else self._source_error
+        status: Status = "failed" if error else "interrupted" if self._stopping.is_set() else "completed"
+        try:
+            if status == "completed":
+                await self._in(self._ledger, self._p.store.finish)
+            checkpoint = await self._save(status, error.message if error else "")
+        except RagingestError as second:
+            error = error or second
+            checkpoint, _ = self._p.journal.snapshot("failed", error.message)
+        finally:
+            self._reader.shutdown(cancel_futures=True)
+            self._ledger.shutdown()
+        return Outcome(checkpoint, error)
+
+    async def _stages(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for stage in (self._reading, self._chunking, self._packing, self._embedding, self._repacking):
+                group.create_task(stage())
+            group.create_task(self._upserting())
+
+    @staticmethod
+    async def _in(pool: ThreadPoolExecutor, work: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(pool, work, *args)
+
+    # -- read --------------------------------------------------------------------------------------
+
+    async def _reading(self) -> None:
+        p = self._p
+        told_of_ids = False
+        try:
+            while not self._stopping.is_set():
+                await p.resources.wait_for_memory(lambda: self._stopping.is_set() or not self._in_flight)
+                block = await self._in(self._reader, self._next_block)
+                if block is None:
+                    break
+                self._bytes_read = block.progress
+                if p.decoder.made_up_ids and not told_of_ids:
+                    told_of_ids = True
+                    p.emit(Noticed("some records have no id: theirs is a digest of their content"))
+                await self._admit(block)
+                self._check_budget(block)
+        except (TerminalError, TooManyErrorsError) as error:
+            # What was read before is good, and is finished first.
+            self._source_error = error
+        await self._to_chunk.put(None)
+
+    def _next_block(self) -> Block | None:
+        """Read and decode some records; runs in the reading thread."""
+        records = self._p.source.read_block()
+        return None if records is None else self._decode(records)
+
+    def _decode(self, read: RecordBlock) -> Block:
+        block = Block(read.part, read.start, read.end, read.end_offset, read.progress, read=len(read.records))
+        decoder = self._p.decoder
+        for record in read.records:
+            try:
+                document = decoder.decode(record)
+            except RejectedError as error:
+                fault = Fault(error.kind, str(error))
+                block.rejects.append(Reject("decode", record, fault, decoder.id_hint(record)))
+            else:
+                document.block = block
+                block.documents.append(document)
+        return block
+
+    def _check_budget(self, block: Block) -> None:
+        self._read += block.read
+        self._rejected += sum(reject.stage == "decode" for reject in block.rejects)
+        if self._p.budget.exceeded(self._rejected, self._read):
+            raise TooManyErrorsError(
+                f"{self._rejected:,} of {self._read:,} records were rejected, more than "
+                f"--max-errors {self._p.budget} allows",
+                "look at the rejects file; mend the source, or resume with a higher --max-errors",
+            )
+
+    # -- admit: what is new or changed? ------------------------------------------------------------
+
+    async def _admit(self, block: Block) -> None:
+        """Sort out what the store has already; hand on the rest once no earlier version is in flight."""
+        p = self._p
+        latest = {document.id: document for document in block.documents}
+        block.duplicate += len(block.documents) - len(latest)
+        while not self._in_flight.isdisjoint(latest):
+            self._landed.clear()
+            await self._landed.wait()
+        known = await self._in(self._ledger, p.journal.lookup, list(latest.values())) if latest else {}
+        block.documents, unchanged = _sort_out(block, latest.values(), known, p.journal.run)
+        if unchanged:
+            await self._in(self._ledger, p.journal.seen, unchanged)
+        block.pending = len(block.documents)
+        if block.pending:
+            self._in_flight.update(document.id for document in block.documents)
+            await self._to_chunk.put(block)
+        else:
+            self._block_done(block)
+
+    # -- chunk, pack, embed ------------------------------------------------------------------------
+
+    async def _chunking(self) -> None:
+        p = self._p
+        while (block := await self._to_chunk.get()) is not None:
+            chunks = await self._in(self._workers, p.split, block.documents)
+            several = []
+            for document in block.documents:
+                document.pending = document.chunks
+                if document.chunks > 1:
+                    several.append(document)
+            if several:
+                await self._in(self._ledger, p.journal.intend, several)
+            await self._to_pack.put([chunk for some in chunks for chunk in some])
+        await self._to_pack.put(None)
+
+    async def _packing(self) -> None:
+        p = self._p
+        batcher: StreamingBatcher[Chunk] = StreamingBatcher(p.batch_size, p.batch_bytes, lambda chunk: chunk.size)
+        async for chunks in _arrivals(self._to_pack, p.linger):
+            for chunk in chunks or ():
+                if full := batcher.add(chunk):
+                    await self._to_embed.put(full)
+            if chunks is None and (rest := batcher.flush()):
+                await self._to_embed.put(rest)
+        for _ in range(p.resources.concurrency):
+            await self._to_embed.put(None)
+
+    async def _embedding(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self._p.resources.concurrency):
+                group.create_task(self._embedder())
+        await self._to_repack.put(None)
+
+    async def _embedder(self) -> None:
+        while (chunks := await self._to_embed.get()) is not None:
+            async with self._p.resources.acquire():
+                batches = await self._embed(chunks)
+            for batch in batches:
+                await self._to_repack.put(batch)
+
+    async def _embed(self, chunks: list[Chunk]) -> list[EmbeddedBatch]:
+        """Embed; a batch that is refused is halved until the guilty chunk stands alone."""
+        p = self._p
+        p.journal.counters.embed_calls += 1
+        p.journal.counters.embedded += len(chunks)
+        try:
+            batch = await self._in(self._workers, p.embedder.embed, chunks)
+            _check_vectors(batch, p.embedder)
+        except RejectedError as error:
+            if len(chunks) == 1:
+                await self._refuse(chunks[0], "embed", error)
+                return []
+            middle = len(chunks) // 2
+            return await self._embed(chunks[:middle]) + await self._embed(chunks[middle:])
+        return [batch]
+
+    # -- pack, upsert, confirm ---------------------------------------------------------------------
+
+    async def _repacking(self) -> None:
+        p = self._p
+        packer = PointPacker(p.upsert_size, p.upsert_bytes, p.store.sizes)
+        async for batch in _arrivals(self._to_repack, p.linger):
+            for full in packer.flush() if batch is None else packer.add(batch):
+                await self._to_upsert.put(full)
+        for _ in range(p.store.limits.concurrency):
+            await self._to_upsert.put(None)
+
+    async def _upserting(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self._p.store.limits.concurrency):
+                group.create_task(self._upserter())
+
+    async def _upserter(self) -> None:
+        while (batch := await self._to_upsert.get()) is not None:
+            await self._upsert(batch)
+
+    async def _upsert(self, batch: EmbeddedBatch) -> None:
+        """Store and confirm; a batch that is refused is halved until the guilty point stands alone."""
+        p = self._p
+        p.journal.counters.upserts += 1
+        try:
+            await self._in(self._workers, p.store.upsert, batch)
+        except RejectedError as error:
+            count = len(batch.chunks)
+            if count == 1:
+                await self._refuse(batch.chunks[0], "upsert", error)
+            else:
+                await self._upsert(slice_batch(batch, 0, count // 2))
+                await self._upsert(slice_batch(batch, count // 2, count))
+            return
+        await self._confirm(batch.chunks)
+
+    async def _refuse(self, chunk: Chunk, stage: str, error: RejectedError) -> None:
+        if chunk.document.fault is None:
+            chunk.document.fault = (stage, Fault(error.kind, str(error)))
+            self._rejected += 1
+        await self._confirm([chunk])
+
+    async def _confirm(self, chunks: Iterable[Chunk]) -> None:
+        """The store has these (or refused them): finish the documents and blocks that they complete."""
+        p = self._p
+        stored: list[Document] = []
+        refused: list[Document] = []
+        for chunk in chunks:
+            document = chunk.document
+            document.pending -= 1
+            if document.pending == 0:
+                (stored if document.fault is None else refused).append(document)
+        # A refused document of one chunk has left nothing behind, and an older version of it stays.
+        removed = [document for document in refused if document.chunks > 1]
+        if leftover := _leftover(stored, removed):
+            await self._in(self._workers, p.store.delete, leftover)
+            p.journal.counters.deleted += len(leftover)
+        if stored or removed:
+            await self._in(self._ledger, p.journal.commit, stored, removed)
+        for document in (*stored, *refused):
+            block = document.block
+            _count(block, document)
+            self._in_flight.discard(document.id)
+            block.pending -= 1
+            if block.pending == 0:
+                self._block_done(block)
+        self._landed.set()
+
+    def _block_done(self, block: Block) -> None:
+        self._p.journal.block_done(block)
+        self._dirty = True
+        self._p.emit(Progressed(self._p.journal.counters, self._bytes_read, len(self._in_flight)))
+
+    # -- checkpoint --------------------------------------------------------------------------------
+
+    async def _save_regularly(self) -> None:
+        pause = self._p.checkpoint_interval
+        while True:
+            await asyncio.sleep(pause)
+            if self._dirty:
+                began = time.monotonic()
+                await self._save("running")
+                pause = max(self._p.checkpoint_interval, SAVE_SHARE * (time.monotonic() - began))
+
+    async def _save(self, status: Status, message: str = "") -> Checkpoint:
+        began = time.monotonic()
+        self._dirty = False
+        journal = self._p.journal
+        checkpoint = await self._in(
+            self._ledger, journal.save, journal.snapshot(status, message), self._p.store.flush
+        )
+        self._p.emit(CheckpointSaved(time.monotonic() - began))
+        return checkpoint
+
+
+def _sort_out(
+    block: Block, documents: Iterable[Document], known: dict[str, Any], run: int
+) -> tuple[list[Document], list[Document]]:
+    """(new or changed, unchanged) of `documents`; the others are counted in the block.
+
+    A row that this run wrote for a later position belongs to a newer version of the same id; one for
+    this very position means that a crash came between the ledger and the checkpoint.
+    """
+    new: list[Document] = []
+    unchanged: list[Document] = []
+    for document in documents:
+        before = document.previous = known.get(document.id)
+        if before is None:
+            new.append(document)
+            continue
+        here = (block.part, document.record.ordinal)
+        there = (before.part, before.ordinal)
+        same = before.digest == document.digest
+        if before.seen == run and here != there:
+            if same or there > here:
+                block.duplicate += 1
+            else:
+                document.duplicate = True
+                new.append(document)
+        elif not same:
+            new.append(document)
+        elif before.run == run:
+            block.stored += 1
+            block.chunks += before.chunks
+        else:
+            block.unchanged += 1
+            unchanged.append(document)
+    return new, unchanged
+
+
+def _leftover(stored: Iterable[Document], removed: Iterable[Document]) -> list[tuple[str, int]]:
+    """Points that are in the store and no longer belong there."""
+    points = []
+    for document in stored:
+        if document.previous is not None:
+            points += [(document.id, number) for number in range(document.chunks, document.previous.chunks)]
+    for document in removed:
+        before = document.previous.chunks if document.previous is not None else 0
+        points += [(document.id, number) for number in range(max(document.chunks, before))]
+    return points
+
+
+def _count(block: Block, document: Document) -> None:
+    if document.fault is not None:
+        block.rejects.append(Reject(document.fault[0], document.record, document.fault[1], document.id))
+        return
+    block.chunks += document.chunks
+    if document.duplicate:
+        block.duplicate += 1
+    else:
+        block.stored += 1
+
+
+def _check_vectors(batch: EmbeddedBatch, embedder: Embedder) -> None:
+    """Stores take NaN without a word, and then find nothing: so nothing that is not finite leaves here."""
+    if batch.dense.shape != (len(batch.chunks), embedder.dimensions):
+        raise TerminalError(
+            f"the embedder {embedder.name} returned vectors of shape {batch.dense.shape}, "
+            f"not ({len(batch.chunks)}, {embedder.dimensions})"
+        )
+    if not np.isfinite(batch.dense).all():
+        raise RejectedError("not_finite", "the embedder returned a vector with NaN or infinity in it")
+
+
+async def _arrivals(queue: asyncio.Queue[T | None], linger: float) -> AsyncIterator[T | None]:
+    """Items of the queue up to its end mark; None whenever none has come for `linger` seconds, and at the end."""
+    getter = asyncio.ensure_future(queue.get())
+    try:
+        while True:
+            done, _ = await asyncio.wait({getter}, timeout=linger)
+            item = getter.result() if done else None
+            yield item
+            if done:
+                if item is None:
+                    return
+                getter = asyncio.ensure_future(queue.get())
+    finally:
+        getter.cancel()
+
+
+async def _settle(*tasks: asyncio.Task[None]) -> list[BaseException]:
+    """Cancel what still runs; what failed."""
+    for task in tasks:
+        task.cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    return [result for result in results if result is not None and not isinstance(result, asyncio.CancelledError)]
+
+
+def _explain(failures: Sequence[BaseException]) -> RagingestError:
+    """The first of our own errors among `failures`; one that is none is a bug, and is raised."""
+    todo = list(failures)
+    unknown: BaseException | None = None
+    while todo:
+        failure = todo.pop(0)
+        if isinstance(failure, BaseExceptionGroup):
+            todo[:0] = failure.exceptions
+        elif isinstance(failure, RagingestError):
+            return failure
+        elif isinstance(failure, TransientError):
+            return TerminalError(str(failure), "resume when it is over")
+        else:
+            unknown = unknown or failure
+    assert unknown is not None
+    raise unknown

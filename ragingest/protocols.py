@@ -1,0 +1,307 @@
+"""The three things that can be exchanged: where records come from, what embeds them, what keeps them.
+
+Blocking methods are called in worker threads, never on the event loop. An adapter turns its SDK's
+errors into `TransientError`, `TerminalError` and `RejectedError`; nothing else may leave it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ragingest.checkpoint.ranges import RangeSet
+from ragingest.documents import Chunk, EmbeddedBatch, Record, Vectors
+
+__all__ = [
+    "CollectionSpec",
+    "Embedder",
+    "EmbedderLimits",
+    "Hit",
+    "PartInfo",
+    "Query",
+    "RecordBlock",
+    "SearchMode",
+    "Source",
+    "Store",
+    "StoreLimits",
+    "StoredPoint",
+    "Tokenizer",
+]
+
+SearchMode = Literal["hybrid", "dense", "sparse"]
+
+
+class PartInfo(NamedTuple):
+    """What identifies one part of a source: name, size in bytes, mtime in ns, digest of samples of it.
+
+    `size` is None for a stream, whose positions cannot be trusted from one run to the next.
+    """
+
+    name: str
+    size: int | None = None
+    mtime_ns: int | None = None
+    digest: str = ""
+
+
+class RecordBlock(NamedTuple):
+    """Consecutive records of one part as read: positions [start, end) and the byte behind the last.
+
+    `progress` counts bytes of the file itself, compressed if it is.
+    """
+
+    part: int
+    start: int
+    end: int
+    end_offset: int
+    progress: int
+    records: list[Record]
+
+
+class Source(Protocol):
+    """Records in order. Used by one thread at a time, once from its position to its end."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def unit(self) -> str:
+        """What a position counts, in words: line, element."""
+        ...
+
+    @property
+    def total_bytes(self) -> int | None:
+        """Size of the file, the end of the progress bar; None if it is not known."""
+        ...
+
+    @property
+    def rereads(self) -> bool:
+        """Whether resuming reads what lies before the position again (compressed input, streams)."""
+        ...
+
+    def parts(self) -> list[PartInfo]:
+        """Identify the parts; cheap, whatever their size.
+
+        Raises:
+            TerminalError: the source is missing or cannot be read.
+        """
+        ...
+
+    def matches(self, part: PartInfo) -> bool:
+        """Whether the positions of an earlier run over `part` still mean the same records."""
+        ...
+
+    def seek(self, part: int, ordinal: int, offset: int, done: RangeSet) -> None:
+        """Start at record `ordinal`, known to begin at byte `offset`; pass over what is `done`.
+
+        At most once, before reading. `done` does not change afterwards.
+        """
+        ...
+
+    def read_block(self) -> RecordBlock | None:
+        """Read some more records; None at the end. May block.
+
+        A block has at least one position. Those that are done, or hold no record (a blank line),
+        count in `start` and `end` but not in `records`.
+
+        Raises:
+            TerminalError: the source broke here; all that came before has been returned.
+        """
+        ...
+
+    def stop(self) -> None:
+        """Make a `read_block` that waits for input return None soon. Called from any thread."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Tokenizer(Protocol):
+    """Counts as the embedder does, so that chunks fit it."""
+
+    def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
+        """Token ids of each text, without special tokens. Called in threads, by one at a time."""
+        ...
+
+    def splitter_backend(self) -> Any:
+        """The `tokenizers.Tokenizer` behind it, for the text splitter."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedderLimits:
+    """What one call takes: texts, bytes of all texts, tokens of one text (None: no limit)."""
+
+    max_texts: int
+    max_bytes: int
+    max_tokens_per_text: int | None = None
+    concurrency: int = 1
+
+
+class Embedder(Protocol):
+    """Texts to vectors. `embed` is called from several threads at once, up to `limits.concurrency`.
+
+    Deterministic: the same chunks give the same vectors, so repeating a call is safe.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def dimensions(self) -> int: ...
+
+    @property
+    def sparse(self) -> bool:
+        """Whether batches carry sparse vectors."""
+        ...
+
+    @property
+    def limits(self) -> EmbedderLimits: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer | None: ...
+
+    def embed(self, chunks: Sequence[Chunk]) -> EmbeddedBatch:
+        """Embed at most `limits.max_texts` chunks; row i belongs to chunk i. All vectors are finite.
+
+        Raises:
+            RejectedError: a chunk of the batch can never be embedded.
+            TransientError: trying again may work.
+            TerminalError: it will not.
+        """
+        ...
+
+    def embed_query(self, text: str) -> Query:
+        """Embed a search text."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Query(NamedTuple):
+    """A search text embedded: shape (d,), and its sparse form if the embedder has one."""
+
+    dense: npt.NDArray[np.float32]
+    sparse: Any | None = None
+
+
+class Hit(NamedTuple):
+    """One chunk found by a search, best score first."""
+
+    score: float
+    id: str
+    chunk: int
+    text: str
+    metadata: Mapping[str, Any]
+
+
+class StoredPoint(NamedTuple):
+    """A point read back: what the contract suite and `verify` compare."""
+
+    point_id: str
+    id: str
+    chunk: int
+    chunks: int
+    text: str
+    digest: str
+    metadata: Mapping[str, Any]
+    dense: Vectors
+    sparse: dict[int, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoreLimits:
+    """What one upsert takes. Sizes are those of `Store.sizes`, in bytes."""
+
+    max_points: int
+    max_bytes: int | None = None
+    concurrency: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionSpec:
+    """What a collection must hold, and which embedder made it (so that a search needs no options)."""
+
+    dimensions: int
+    sparse: bool
+    embedder: str
+    model: str
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Store(Protocol):
+    """Keeps points. `upsert` and `delete` are called in threads, up to `limits.concurrency` at once.
+
+    Two calls that are under way together never share a document id. All writes are idempotent.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def limits(self) -> StoreLimits: ...
+
+    @property
+    def forgets(self) -> bool:
+        """Keeps nothing: an instrument for measuring, not a place for data."""
+        ...
+
+    def prepare(self, spec: CollectionSpec) -> None:
+        """Create the collection if it is missing; check it if it is there. Called once, first.
+
+        Raises:
+            TerminalError: it exists with another dimension or kind of vectors (the message names
+                both sides), or cannot be opened.
+        """
+        ...
+
+    def sizes(self, batch: EmbeddedBatch) -> list[int]:
+        """Encoded bytes of each point as it will be sent. Only asked where `limits.max_bytes` is set."""
+        ...
+
+    def upsert(self, batch: EmbeddedBatch) -> None:
+        """Store all points of the batch, replacing those with the same id; return once they are applied.
+
+        Raises:
+            RejectedError: a point of the batch can never be stored. Nothing of the batch counts.
+            TransientError, TerminalError: as for embedders.
+        """
+        ...
+
+    def delete(self, points: Sequence[tuple[str, int]]) -> None:
+        """Delete points by (document id, chunk number); those that are missing do not matter."""
+        ...
+
+    def flush(self) -> None:
+        """Make every upsert that has returned survive a loss of power. Called at the checkpoint's pace."""
+        ...
+
+    def count(self) -> int:
+        """The exact number of points."""
+        ...
+
+    def fetch(self, points: Sequence[tuple[str, int]]) -> list[StoredPoint]:
+        """Read points back by (document id, chunk number), in no particular order; missing ones are left out."""
+        ...
+
+    def search(
+        self, query: Query, limit: int, mode: SearchMode = "dense", filters: Mapping[str, str] | None = None
+    ) -> list[Hit]:
+        """The best chunks; `filters` maps a metadata key to the value it must have, as text.
+
+        Raises:
+            UsageError: the store or the collection cannot search in this mode.
+        """
+        ...
+
+    def finish(self) -> None:
+        """Called once after a run that read its source to the end: build indexes, compact."""
+        ...
+
+    def close(self) -> None: ...

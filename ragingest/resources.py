@@ -1,0 +1,168 @@
+"""How much is under way at once: a gate for memory, and slots for calls."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import psutil
+
+from ragingest.events import Emit, Paused, Resumed
+from ragingest.settings import MemoryLimit
+
+__all__ = ["MemoryGauge", "MemoryReading", "ResourceManager", "SystemGauge", "own_anonymous_bytes"]
+
+POLL_SECONDS = 0.25
+CGROUP = Path("/sys/fs/cgroup")
+
+
+class MemoryReading(NamedTuple):
+    """Bytes in use, bytes at which reading pauses, and whose memory that is."""
+
+    used: int
+    limit: int
+    where: str
+
+
+class MemoryGauge(Protocol):
+    def read(self) -> MemoryReading: ...
+
+
+class SystemGauge:
+    """Memory of the container (cgroup v2 or v1) if it has a limit, else of the machine; or of this process.
+
+    A cgroup's page cache that can be dropped (`inactive_file`) does not count as used.
+    """
+
+    def __init__(self, limit: MemoryLimit, cgroup: Path = CGROUP) -> None:
+        self._limit = limit
+        self._container = _container(cgroup)
+
+    def read(self) -> MemoryReading:
+        if self._limit.bytes is not None:
+            return MemoryReading(own_anonymous_bytes(), self._limit.bytes, "this process")
+        share = self._limit.share or 1.0
+        machine = psutil.virtual_memory()
+        if self._container is not None:
+            limit, used = self._container()
+            if limit < machine.total:
+                return MemoryReading(used, int(share * limit), "the container")
+        return MemoryReading(machine.total - machine.available, int(share * machine.total), "the machine")
+
+
+def _container(root: Path) -> Callable[[], tuple[int, int]] | None:
+    """A function that reads (limit, used) of the innermost limited cgroup of this process, if any."""
+    unified, memory = _own_cgroups()
+    for folder in _upwards(root, unified):
+        if (limit := _number(folder / "memory.max")) is not None:
+            return partial(_usage, limit, folder, "memory.current", "inactive_file")
+    for folder in _upwards(root / "memory", memory):
+        if (limit := _number(folder / "memory.limit_in_bytes")) is not None:
+            return partial(_usage, limit, folder, "memory.usage_in_bytes", "total_inactive_file")
+    return None
+
+
+def _own_cgroups() -> tuple[str, str]:
+    unified = memory = "/"
+    try:
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers:
+                unified = path
+            elif "memory" in controllers.split(","):
+                memory = path
+    except (OSError, ValueError):
+        pass
+    return unified, memory
+
+
+def _upwards(root: Path, path: str) -> list[Path]:
+    """The cgroup's folder and those above it; inside a container the mount may show only its own."""
+    folder = root / path.strip("/")
+    return [folder, *(parent for parent in folder.parents if parent.is_relative_to(root))]
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _usage(limit: int, folder: Path, file: str, droppable: str) -> tuple[int, int]:
+    """(limit, bytes in use that cannot be dropped) of a cgroup."""
+    used = _number(folder / file) or 0
+    try:
+        for line in (folder / "memory.stat").read_text().splitlines():
+            name, _, value = line.partition(" ")
+            if name == droppable:
+                return limit, max(0, used - int(value))
+    except (OSError, ValueError):
+        pass
+    return limit, used
+
+
+def own_anonymous_bytes() -> int:
+    """This process's memory without mapped files, which the kernel can drop: RssAnon on Linux, else RSS."""
+    try:
+        with open("/proc/self/status", "rb") as file:
+            for line in file:
+                if line.startswith(b"RssAnon:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return int(psutil.Process().memory_info().rss)
+
+
+class ResourceManager:
+    """Bounds what a run holds: reading waits while memory is short, calls wait for a slot.
+
+    Args:
+        concurrency: calls under way at once.
+        gauge: where memory is read.
+        emit: is told when reading pauses and goes on.
+        sleep, clock: injected so that tests do not wait.
+    """
+
+    def __init__(
+        self,
+        concurrency: int,
+        gauge: MemoryGauge,
+        emit: Emit = lambda _event: None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.concurrency = concurrency
+        self.peak_bytes = 0
+        self._slots = asyncio.Semaphore(concurrency)
+        self._gauge = gauge
+        self._emit = emit
+        self._sleep = sleep
+        self._clock = clock
+
+    async def wait_for_memory(self, must_go_on: Callable[[], bool] = lambda: False) -> None:
+        """Return once memory is under the limit, or at once when `must_go_on()` says so.
+
+        The caller says it when nothing of its own is in flight: waiting would then free nothing.
+        """
+        self.peak_bytes = max(self.peak_bytes, own_anonymous_bytes())
+        reading = self._gauge.read()
+        if reading.used < reading.limit:
+            return
+        began = self._clock()
+        self._emit(Paused(*reading))
+        while reading.used >= reading.limit and not must_go_on():
+            await self._sleep(POLL_SECONDS)
+            reading = self._gauge.read()
+        self._emit(Resumed(self._clock() - began))
+
+    @asynccontextmanager
+    async def acquire(self) -> AsyncIterator[None]:
+        """Hold one of the `concurrency` slots."""
+        async with self._slots:
+            yield

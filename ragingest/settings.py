@@ -1,0 +1,238 @@
+"""What a job is (`JobSettings`: kept, and compared when it is resumed) and how it runs (`RunOptions`: may change)."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from ragingest.errors import UsageError
+
+__all__ = [
+    "DEFAULT_CHUNK_OVERLAP",
+    "DEFAULT_CHUNK_SIZE",
+    "STDIN",
+    "ErrorBudget",
+    "JobSettings",
+    "MemoryLimit",
+    "RunOptions",
+    "check_job_name",
+    "default_job_name",
+    "parse_size",
+]
+
+STDIN = "-"
+DEFAULT_CHUNK_SIZE = 512
+DEFAULT_CHUNK_OVERLAP = 64
+
+_JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}").fullmatch
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", re.IGNORECASE).fullmatch
+
+
+class JobSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that decides which points a job makes of its source, and where they go.
+
+    The same settings over the same source give the same collection; so a checkpoint is continued
+    only under the settings it was made with.
+    """
+
+    source: str
+    """Absolute path, or `-` for standard input."""
+    format: Literal["auto", "jsonl", "json"] = "auto"
+    json_path: str | None = None
+    id_field: str = "id"
+    text_fields: tuple[str, ...] = ("text",)
+    metadata_field: str | None = None
+    max_record_bytes: int = 16 * 1024 * 1024
+    embedder: str = "wordllama"
+    model: str | None = None
+    dimensions: int | None = None
+    chunk: bool = True
+    chunk_size: int = DEFAULT_CHUNK_SIZE
+    chunk_overlap: int = DEFAULT_CHUNK_OVERLAP
+    store: str = "qdrant-edge"
+    store_path: str = "ragingest_data"
+    """Absolute folder of an embedded store."""
+    collection: str = "documents"
+
+    def check(self) -> None:
+        """Refuse settings that cannot work together.
+
+        Raises:
+            UsageError: says which flag, and what it takes.
+        """
+        if not self.text_fields or not all(self.text_fields):
+            raise UsageError("no text field is named", "give --text-field NAME")
+        if self.id_field in self.text_fields:
+            raise UsageError(f'"{self.id_field}" cannot be both id and text', "change --id-field or --text-field")
+        if self.chunk_size < 8:
+            raise UsageError(f"--chunk-size {self.chunk_size} is too small", "give at least 8 tokens")
+        if not 0 <= self.chunk_overlap < self.chunk_size:
+            raise UsageError(
+                f"--chunk-overlap {self.chunk_overlap} does not fit --chunk-size {self.chunk_size}",
+                "the overlap must be smaller than the chunk",
+            )
+        if self.max_record_bytes < 1024:
+            raise UsageError("--max-record-bytes is too small", "give at least 1KiB")
+        if not _JOB_NAME(self.collection):
+            raise UsageError(
+                f"{self.collection!r} is not a collection name",
+                "use letters, digits and . _ - (100 at most), starting with a letter or digit",
+            )
+
+    def fingerprint(self) -> str:
+        """A digest of the settings that shape the points; equal fingerprints may continue each other."""
+        shaping = {name: value for name, value in msgspec.to_builtins(self).items() if name not in _NOT_SHAPING}
+        return hashlib.blake2b(msgspec.json.encode(shaping, order="sorted"), digest_size=8).hexdigest()
+
+    def changes(self, before: JobSettings) -> list[tuple[str, object, object]]:
+        """(flag, value before, value now) of every shaping setting that differs."""
+        old, new = msgspec.to_builtins(before), msgspec.to_builtins(self)
+        return [
+            (flag_of(name), old[name], new[name])
+            for name in new
+            if name not in _NOT_SHAPING and old[name] != new[name]
+        ]
+
+
+_NOT_SHAPING = frozenset({"max_record_bytes"})
+
+_FLAGS = {"source": "SOURCE", "text_fields": "--text-field", "chunk": "--chunk/--no-chunk"}
+
+
+def flag_of(setting: str) -> str:
+    """The command line's name for a field of `JobSettings`."""
+    return _FLAGS.get(setting, "--" + setting.replace("_", "-"))
+
+
+class ErrorBudget(msgspec.Struct, frozen=True):
+    """How many records may be rejected before the run stops: a count, or a share of those read."""
+
+    count: int | None = None
+    share: float | None = 0.10
+    at_least_read: int = 100
+
+    def exceeded(self, rejected: int, read: int) -> bool:
+        if self.count is not None:
+            return rejected > self.count
+        return self.share is not None and read >= self.at_least_read and rejected > self.share * read
+
+    @classmethod
+    def parse(cls, text: str) -> ErrorBudget:
+        """`50`: fifty records; `2.5%`: a share of the records read, once 100 are.
+
+        Raises:
+            UsageError: it is neither.
+        """
+        try:
+            if text.strip().endswith("%"):
+                share = float(text.strip()[:-1]) / 100
+                if not 0 <= share <= 1:
+                    raise ValueError
+                return cls(share=share)
+            count = int(text)
+            if count < 0:
+                raise ValueError
+        except ValueError:
+            raise UsageError(f"--max-errors {text!r} is not a number or a percentage", "write 100 or 5%") from None
+        return cls(count=count, share=None)
+
+    def __str__(self) -> str:
+        return str(self.count) if self.count is not None else f"{100 * (self.share or 0):g}%"
+
+
+class MemoryLimit(msgspec.Struct, frozen=True):
+    """Where reading pauses: a share of the machine's or container's memory, or bytes of this process."""
+
+    share: float | None = 0.80
+    bytes: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> MemoryLimit:
+        """`80` or `80%`: of what the machine or the container has in use; `2GiB`: of this process.
+
+        Raises:
+            UsageError: it is neither.
+        """
+        number = text.strip().removesuffix("%")
+        try:
+            percent = float(number)
+        except ValueError:
+            return cls(share=None, bytes=parse_size(text, "--max-memory"))
+        if not 1 <= percent <= 100:
+            raise UsageError(
+                f"--max-memory {text!r} is not a percentage from 1 to 100", "write 80% of the machine, or 2GiB"
+            )
+        return cls(share=percent / 100)
+
+    def __str__(self) -> str:
+        return f"{100 * self.share:g}%" if self.share is not None else f"{self.bytes}B"
+
+
+class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How a run goes about its work: safe to change from one run to the next."""
+
+    concurrency: int | None = None
+    """Embedding calls at once; None: what the embedder advises."""
+    batch_size: int | None = None
+    """Chunks in an embedding call; None: what the embedder takes."""
+    upsert_size: int | None = None
+    """Points in an upsert; None: what the store takes."""
+    max_memory: MemoryLimit = MemoryLimit()
+    max_errors: ErrorBudget = ErrorBudget()
+    checkpoint_interval: float = 2.0
+    """Seconds between checkpoints, unless saving takes longer than a thirtieth of that."""
+
+    def check(self) -> None:
+        """Refuse numbers that cannot work.
+
+        Raises:
+            UsageError: says which flag, and what it takes.
+        """
+        for flag, value in (
+            ("--concurrency", self.concurrency),
+            ("--batch-size", self.batch_size),
+            ("--upsert-size", self.upsert_size),
+        ):
+            if value is not None and value < 1:
+                raise UsageError(f"{flag} {value} is too small", "give at least 1")
+        if not 0 < self.checkpoint_interval <= 3600:
+            raise UsageError("--checkpoint-interval must lie between 0 and 3600 seconds")
+
+
+def parse_size(text: str, flag: str) -> int:
+    """Bytes of `2GiB`, `16MB`, `4096`: decimal units by 1,000, those with an i by 1,024.
+
+    Raises:
+        UsageError: it is not a size.
+    """
+    match = _SIZE(text)
+    if not match:
+        raise UsageError(f"{flag} {text!r} is not a size", "write for example 512MB or 2GiB")
+    number, unit, binary = match.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(unit.lower() or " "))
+
+
+def check_job_name(name: str) -> str:
+    """Return `name` if it may name files; a job cannot leave the checkpoint folder.
+
+    Raises:
+        UsageError: it may not.
+    """
+    if not _JOB_NAME(name):
+        raise UsageError(
+            f"{name!r} is not a job name",
+            "use letters, digits and . _ - (100 at most), starting with a letter or digit",
+        )
+    return name
+
+
+def default_job_name(settings: JobSettings) -> str:
+    """A name made from source, store and collection, so that the same command finds the same job."""
+    identity = f"{settings.source}\0{settings.store}\0{settings.store_path}\0{settings.collection}"
+    stem = "stdin" if settings.source == STDIN else Path(settings.source).name.split(".")[0]
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-_")[:40] or "job"
+    return f"{stem}-{settings.collection[:40]}-{hashlib.blake2b(identity.encode(), digest_size=3).hexdigest()}"

@@ -1,0 +1,55 @@
+"""Keeps nothing but a count. An instrument, to measure everything but the store."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+
+from ragingest.documents import EmbeddedBatch
+from ragingest.errors import UsageError
+from ragingest.protocols import CollectionSpec, Hit, Query, SearchMode, StoredPoint, StoreLimits
+
+__all__ = ["NullStore"]
+
+
+class NullStore:
+    name = "null"
+    limits = StoreLimits(max_points=512, concurrency=2)
+    forgets = True
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._count = 0
+
+    def prepare(self, spec: CollectionSpec) -> None:
+        pass
+
+    def sizes(self, batch: EmbeddedBatch) -> list[int]:
+        return [0] * len(batch.chunks)
+
+    def upsert(self, batch: EmbeddedBatch) -> None:
+        with self._lock:
+            self._count += len(batch.chunks)
+
+    def delete(self, points: Sequence[tuple[str, int]]) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
+
+    def count(self) -> int:
+        return self._count
+
+    def fetch(self, points: Sequence[tuple[str, int]]) -> list[StoredPoint]:
+        return []
+
+    def search(
+        self, query: Query, limit: int, mode: SearchMode = "dense", filters: Mapping[str, str] | None = None
+    ) -> list[Hit]:
+        raise UsageError("the null store keeps nothing to search")
+
+    def finish(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,310 @@
+"""From settings to a running job: the one place where the parts are put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+from filelock import FileLock
+
+from ragingest.batching import calculate_batch_size
+from ragingest.checkpoint.journal import Journal, boot_identity, done_ranges, next_run, now
+from ragingest.checkpoint.ledger import Ledger
+from ragingest.checkpoint.manager import CheckpointManager
+from ragingest.checkpoint.state import Checkpoint, PartState
+from ragingest.chunking import Chunker, whole
+from ragingest.decoding import Decoder, FieldMapping
+from ragingest.embedders import open_embedder
+from ragingest.errors import ExitCode, SettingsChangedError, UsageError
+from ragingest.events import Counters, Emit, Noticed, RunFinished, RunStarted, Summary
+from ragingest.pipeline import Outcome, Pipeline, PipelineParts, Split
+from ragingest.protocols import CollectionSpec, Embedder, Source, Store
+from ragingest.resources import ResourceManager, SystemGauge
+from ragingest.settings import JobSettings, RunOptions, default_job_name
+from ragingest.sources import open_source
+from ragingest.stores import open_store
+from ragingest.version import __version__
+
+__all__ = ["JobRun", "checkpoint_of", "open_job"]
+
+
+@dataclass(slots=True)
+class JobRun:
+    """A job that is open and locked; `run` it once, then it is closed."""
+
+    job: str
+    manager: CheckpointManager
+    lock: FileLock
+    checkpoint: Checkpoint
+    source: Source
+    embedder: Embedder
+    store: Store
+    ledger: Ledger
+    pipeline: Pipeline
+    resources: ResourceManager
+    emit: Emit
+    stopped_by: ExitCode = ExitCode.SIGINT
+
+    def stop(self, stopped_by: ExitCode = ExitCode.SIGINT) -> None:
+        """Read no more, finish what is in flight; `stopped_by` becomes the exit code."""
+        self.stopped_by = stopped_by
+        self.pipeline.stop()
+
+    def abort(self) -> None:
+        """Stop at once; only what the store has confirmed counts."""
+        self.pipeline.abort()
+
+    async def run(self) -> Summary:
+        """Run to the end, to the first failure or to a stop; what ended it stands in the summary."""
+        try:
+            outcome = await self.pipeline.run()
+            if outcome.checkpoint.finished:
+                self.manager.archive(outcome.checkpoint)
+            summary = self._summary(outcome)
+        finally:
+            self.close()
+        self.emit(RunFinished(summary))
+        return summary
+
+    def close(self) -> None:
+        for part in (self.source, self.embedder, self.store, self.ledger):
+            part.close()
+        self.lock.release()
+
+    def _summary(self, outcome: Outcome) -> Summary:
+        checkpoint, error = outcome.checkpoint, outcome.error
+        rejected = checkpoint.counters.rejected
+        if error is not None:
+            code = error.exit_code
+        elif checkpoint.status == "interrupted":
+            code = self.stopped_by
+        else:
+            code = ExitCode.REJECTS if rejected else ExitCode.OK
+        files = self.manager.files(self.job)
+        return Summary(
+            job=self.job,
+            run=checkpoint.run,
+            status=checkpoint.status,
+            source=self.source.name,
+            collection=checkpoint.settings.collection,
+            store=self.store.name,
+            embedder=self.embedder.name,
+            model=self.embedder.model,
+            counters=checkpoint.counters,
+            seconds=checkpoint.seconds,
+            attempts=checkpoint.attempts,
+            started=checkpoint.started,
+            updated=checkpoint.updated,
+            checkpoint=str(files.checkpoint),
+            rejects=str(files.rejects) if rejected else None,
+            reject_kinds=checkpoint.reject_kinds,
+            peak_memory_bytes=self.resources.peak_bytes,
+            message=error.message if error else "",
+            hint=error.hint if error else "",
+            exit_code=int(code),
+        )
+
+
+def open_job(
+    settings: JobSettings,
+    options: RunOptions,
+    checkpoint_dir: Path,
+    *,
+    job: str | None = None,
+    fresh: bool = False,
+    emit: Emit = lambda _event: None,
+) -> JobRun:
+    """Lock the job, find out where it stands, and open everything that it needs.
+
+    Raises:
+        UsageError: settings that make no sense, or a missing package.
+        JobLockedError: another process works on it.
+        SettingsChangedError: the checkpoint was made with other settings.
+        TerminalError: source, store or checkpoint folder cannot be used.
+    """
+    settings.check()
+    options.check()
+    job = job or default_job_name(settings)
+    manager = CheckpointManager(checkpoint_dir)
+    manager.files(job)
+    manager.open_folder()
+    undo: list[Callable[[], object]] = []
+    try:
+        lock = manager.lock(job)
+        undo.append(lock.release)
+        source = open_source(settings)
+        undo.append(source.close)
+        checkpoint, resumed = _where_it_stands(manager, job, settings, options, source, fresh, emit)
+        ledger = Ledger(manager.files(job).ledger)
+        undo.append(ledger.close)
+        if fresh:
+            ledger.distrust_all()
+        elif resumed and checkpoint.boot != boot_identity():
+            doubtful = ledger.distrust(checkpoint.run, done_ranges(checkpoint))
+            emit(Noticed(f"the machine was restarted since: {doubtful:,} documents are stored again to be sure"))
+        embedder = open_embedder(settings.embedder, settings.dimensions)
+        undo.append(embedder.close)
+        store = open_store(settings.store, Path(settings.store_path), settings.collection)
+        undo.append(store.close)
+        store.prepare(CollectionSpec(embedder.dimensions, embedder.sparse, embedder.name, embedder.model))
+        if not fresh:
+            _check_collection(store, ledger, job, settings)
+        manager.save(checkpoint)
+        journal = Journal(checkpoint, manager, ledger, source.unit)
+        for part in range(len(checkpoint.parts)):
+            source.seek(part, *journal.position(part), journal.done(part))
+        resources = ResourceManager(
+            options.concurrency or embedder.limits.concurrency, SystemGauge(options.max_memory), emit
+        )
+        pipeline = Pipeline(_parts(settings, options, source, embedder, store, journal, resources, emit))
+    except BaseException:
+        for step in reversed(undo):
+            step()
+        raise
+    emit(
+        RunStarted(
+            job,
+            checkpoint.run,
+            source.name,
+            settings.collection,
+            source.total_bytes,
+            resumed,
+            checkpoint.counters.read,
+            source.rereads,
+        )
+    )
+    return JobRun(job, manager, lock, checkpoint, source, embedder, store, ledger, pipeline, resources, emit)
+
+
+def checkpoint_of(manager: CheckpointManager, job: str) -> Checkpoint:
+    """The checkpoint of a job that must exist.
+
+    Raises:
+        UsageError: there is no such job; names those that there are.
+    """
+    loaded = manager.load(job)
+    if loaded is None:
+        known = ", ".join(manager.jobs()) or "none"
+        raise UsageError(
+            f"there is no job {job} in {manager.folder}",
+            f"start it with ragingest run, or give --checkpoint-dir (jobs there: {known})",
+        )
+    return loaded.checkpoint
+
+
+def _where_it_stands(
+    manager: CheckpointManager,
+    job: str,
+    settings: JobSettings,
+    options: RunOptions,
+    source: Source,
+    fresh: bool,
+    emit: Emit,
+) -> tuple[Checkpoint, bool]:
+    """The checkpoint to go on from, and whether it continues an unfinished run."""
+    parts = [PartState.of(part) for part in source.parts()]
+    if fresh:
+        manager.forget(job, ledger=False)
+        return _first_run(job, settings, options, parts), False
+    loaded = manager.load(job)
+    if loaded is None:
+        manager.forget(job, ledger=False)
+        return _first_run(job, settings, options, parts), False
+    if loaded.warning:
+        emit(Noticed(loaded.warning))
+    before = msgspec.structs.replace(loaded.checkpoint, options=options)
+    changes = settings.changes(before.settings)
+    if changes:
+        told = "; ".join(f"{flag} was {_shown(old)} and is now {_shown(new)}" for flag, old, new in changes)
+        raise SettingsChangedError(
+            f"the job {job} was made with other settings: {told}",
+            "use the old settings, start over with --fresh, or give this one another --job",
+        )
+    before = msgspec.structs.replace(before, settings=settings, ragingest=__version__)
+    if before.finished:
+        return next_run(before, parts), False
+    if len(before.parts) == len(parts) and all(source.matches(part.info()) for part in before.parts):
+        infos = [
+            msgspec.structs.replace(old, size=new.size, mtime_ns=new.mtime_ns, digest=new.digest)
+            for old, new in zip(before.parts, parts, strict=True)
+        ]
+        return (
+            msgspec.structs.replace(
+                before, status="running", attempts=before.attempts + 1, parts=infos, message="", updated=now()
+            ),
+            True,
+        )
+    why = "is a stream" if parts[0].size is None else "has changed since"
+    emit(Noticed(f"the source {why}: it is read from its start, and the ledger says what is stored already"))
+    return next_run(before, parts), False
+
+
+def _first_run(job: str, settings: JobSettings, options: RunOptions, parts: list[PartState]) -> Checkpoint:
+    moment = now()
+    return Checkpoint(
+        ragingest=__version__,
+        job=job,
+        run=1,
+        status="running",
+        started=moment,
+        updated=moment,
+        boot=boot_identity(),
+        settings=settings,
+        fingerprint=settings.fingerprint(),
+        options=options,
+        parts=parts,
+        counters=Counters(),
+    )
+
+
+def _check_collection(store: Store, ledger: Ledger, job: str, settings: JobSettings) -> None:
+    """A collection that somebody emptied must not be taken for one that holds everything."""
+    if not store.forgets and not ledger.is_empty() and store.count() == 0:
+        raise SettingsChangedError(
+            f"the job {job} has stored documents, but the collection {settings.collection} is empty",
+            "load it again with --fresh, or restore the collection",
+        )
+
+
+def _parts(
+    settings: JobSettings,
+    options: RunOptions,
+    source: Source,
+    embedder: Embedder,
+    store: Store,
+    journal: Journal,
+    resources: ResourceManager,
+    emit: Emit,
+) -> PipelineParts:
+    split: Split = whole
+    if settings.chunk and embedder.tokenizer is not None:
+        split = Chunker(embedder.tokenizer, settings.chunk_size, settings.chunk_overlap).split
+    most = store.limits.max_points
+    if store.limits.max_bytes is not None:
+        most = calculate_batch_size(
+            embedder.dimensions, max_request_mb=store.limits.max_bytes / 1e6, max_count=most
+        )
+    return PipelineParts(
+        source=source,
+        decoder=Decoder(FieldMapping(settings.id_field, settings.text_fields, settings.metadata_field)),
+        split=split,
+        embedder=embedder,
+        store=store,
+        journal=journal,
+        resources=resources,
+        budget=options.max_errors,
+        batch_size=min(options.batch_size or embedder.limits.max_texts, embedder.limits.max_texts),
+        batch_bytes=embedder.limits.max_bytes,
+        upsert_size=min(options.upsert_size or most, store.limits.max_points),
+        upsert_bytes=store.limits.max_bytes,
+        checkpoint_interval=options.checkpoint_interval,
+        emit=emit,
+    )
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    return "not given" if value is None else str(value)
