@@ -252,6 +252,11 @@ class Store(Protocol):
         """Keeps nothing: an instrument for measuring, not a place for data."""
         ...
 
+    @property
+    def memory_bytes(self) -> int:
+        """Anonymous memory of processes of its own, at the last call; 0 if it has none."""
+        ...
+
     def prepare(self, spec: CollectionSpec) -> None:
         """Create the collection if it is missing; check it if it is there. Called once, first.
 

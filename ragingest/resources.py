@@ -32,6 +32,10 @@ class MemoryReading(NamedTuple):
 class MemoryGauge(Protocol):
     def read(self) -> MemoryReading: ...
 
+    def own_bytes(self) -> int:
+        """Anonymous memory of this process and those it started."""
+        ...
+
 
 class SystemGauge:
     """Memory of the container (cgroup v2 or v1) if it has a limit, else of the machine; or of this process.
@@ -39,13 +43,17 @@ class SystemGauge:
     A cgroup's page cache that can be dropped (`inactive_file`) does not count as used.
     """
 
-    def __init__(self, limit: MemoryLimit, cgroup: Path = CGROUP) -> None:
+    def __init__(self, limit: MemoryLimit, cgroup: Path = CGROUP, children: Callable[[], int] = lambda: 0) -> None:
         self._limit = limit
+        self._children = children
         self._container = _container(cgroup)
+
+    def own_bytes(self) -> int:
+        return own_anonymous_bytes() + self._children()
 
     def read(self) -> MemoryReading:
         if self._limit.bytes is not None:
-            return MemoryReading(own_anonymous_bytes(), self._limit.bytes, "this process")
+            return MemoryReading(self.own_bytes(), self._limit.bytes, "this process")
         share = self._limit.share or 1.0
         machine = psutil.virtual_memory()
         if self._container is not None:
@@ -150,7 +158,7 @@ class ResourceManager:
 
         The caller says it when nothing of its own is in flight: waiting would then free nothing.
         """
-        self.peak_bytes = max(self.peak_bytes, own_anonymous_bytes())
+        self.peak_bytes = max(self.peak_bytes, self._gauge.own_bytes())
         reading = self._gauge.read()
         if reading.used < reading.limit:
             return

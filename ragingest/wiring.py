@@ -144,10 +144,10 @@ def open_job(
         elif resumed and checkpoint.boot != boot_identity():
             doubtful = ledger.distrust(checkpoint.run, done_ranges(checkpoint))
             emit(Noticed(f"the machine was restarted since: {doubtful:,} documents are stored again to be sure"))
-        embedder = open_embedder(settings.embedder, settings.dimensions)
-        undo.append(embedder.close)
         store = open_store(settings.store, Path(settings.store_path), settings.collection)
         undo.append(store.close)
+        embedder = open_embedder(settings.embedder, settings.dimensions)
+        undo.append(embedder.close)
         store.prepare(CollectionSpec(embedder.dimensions, embedder.sparse, embedder.name, embedder.model))
         if not fresh:
             _check_collection(store, ledger, job, settings)
@@ -156,7 +156,9 @@ def open_job(
         for part in range(len(checkpoint.parts)):
             source.seek(part, *journal.position(part), journal.done(part))
         resources = ResourceManager(
-            options.concurrency or embedder.limits.concurrency, SystemGauge(options.max_memory), emit
+            options.concurrency or embedder.limits.concurrency,
+            SystemGauge(options.max_memory, children=lambda: store.memory_bytes),
+            emit,
         )
         pipeline = Pipeline(_parts(settings, options, source, embedder, store, journal, resources, emit))
     except BaseException:

@@ -275,7 +275,7 @@ def show_jobs(checkpoints: Sequence[Checkpoint], manager: CheckpointManager, *, 
             _duration(checkpoint.seconds),
             checkpoint.updated[:16].replace("T", " "),
         )
-    _out().print(table)
+    _out(table=True).print(table)
 
 
 def show_job(checkpoint: Checkpoint, manager: CheckpointManager, *, as_json: bool) -> None:
@@ -299,7 +299,7 @@ def show_job(checkpoint: Checkpoint, manager: CheckpointManager, *, as_json: boo
         if value is not None and name not in ("source", "collection", "store", "embedder"):
             shown = ", ".join(value) if isinstance(value, list) else str(value)
             table.add_row(f"setting: {name.replace('_', ' ')}", shown)
-    _out().print(table)
+    _out(table=True).print(table)
 
 
 def _job_fields(checkpoint: Checkpoint, manager: CheckpointManager) -> dict[str, Any]:
@@ -351,9 +351,12 @@ def _write_json(value: object) -> None:
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=1).decode() + "\n")
 
 
-def _out() -> Console:
-    console = Console(highlight=False, soft_wrap=True, markup=False)
-    return console if console.is_terminal else Console(highlight=False, markup=False, width=LOG_COLUMNS)
+def _out(*, table: bool = False) -> Console:
+    """stdout: lines as long as they are; tables as wide as the terminal, or as a log may be."""
+    console = Console(highlight=False, soft_wrap=not table, markup=False)
+    if table and not console.is_terminal:
+        console.width = LOG_COLUMNS
+    return console
 
 
 def _err() -> Console:

@@ -21,12 +21,14 @@ def open_store(name: str, path: Path, collection: str) -> Store:
     """
     if name == "qdrant-edge":
         try:
-            from ragingest.stores.qdrant_edge import QdrantEdgeStore
+            import qdrant_edge  # noqa: F401  # the store's own process would fail without a word
+
+            from ragingest.stores.edge_process import EdgeProcess
         except ImportError:
             raise UsageError(
                 "the embedded store needs the package qdrant-edge-py", "pip install qdrant-edge-py"
             ) from None
-        return QdrantEdgeStore(path, collection)
+        return EdgeProcess(path, collection)
     if name == "null":
         return NullStore()
     raise UsageError(f"there is no store {name!r}", f"choose one of: {', '.join(STORES)}")

@@ -16,6 +16,7 @@ class NullStore:
     name = "null"
     limits = StoreLimits(max_points=512, concurrency=2)
     forgets = True
+    memory_bytes = 0
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from ragingest.documents import EmbeddedBatch, point_id
 from ragingest.errors import RejectedError, TerminalError, UsageError
 from ragingest.protocols import CollectionSpec, Hit, Query, SearchMode, StoredPoint, StoreLimits
+from ragingest.stores.columns import Columns, columns_of, point_sizes
 
 __all__ = ["QdrantEdgeStore", "collections", "read_spec"]
 
@@ -34,6 +35,8 @@ SPARSE = "bm25"
 FREE_BYTES_NEEDED = 128 * 1024 * 1024
 PREFETCH_FACTOR = 4
 SPEC_FILE = "collection.json"
+# After a SIGKILL the store's own process needs a moment to notice that it is alone.
+LOCK_SECONDS = 3.0
 
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*").fullmatch
 
@@ -45,6 +48,7 @@ class QdrantEdgeStore:
     # 100 to 500 points an upsert are fastest; the bytes only bound what is held at once.
     limits = StoreLimits(max_points=256, max_bytes=8_000_000, concurrency=1)
     forgets = False
+    memory_bytes = 0
 
     def __init__(self, folder: Path, collection: str) -> None:
         self._folder = folder / collection
@@ -103,8 +107,8 @@ class QdrantEdgeStore:
         try:
             if create:
                 self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._lock = FileLock(self._folder / "lock", timeout=0, mode=0o600)
-            self._lock.acquire()
+            self._lock = FileLock(self._folder / "lock", timeout=LOCK_SECONDS, mode=0o600)
+            self._lock.acquire(poll_interval=0.02)
         except Timeout:
             self._lock = None
             raise TerminalError(
@@ -147,27 +151,31 @@ class QdrantEdgeStore:
     # -- writing -----------------------------------------------------------------------------------
 
     def sizes(self, batch: EmbeddedBatch) -> list[int]:
-        vector = batch.dense.shape[1] * 4
-        return [vector + chunk.size for chunk in batch.chunks]
+        return point_sizes(batch)
 
     def upsert(self, batch: EmbeddedBatch) -> None:
+        self.upsert_columns(columns_of(batch))
+
+    def upsert_columns(self, columns: Columns) -> None:
+        """`upsert`, of a batch that came from another process."""
         shard = self._open_shard
         self._check_disk()
-        sparse = batch.sparse
         points = []
-        for row, (chunk, vector) in enumerate(zip(batch.chunks, batch.dense.tolist(), strict=True)):
-            document = chunk.document
-            vectors: Any = vector if sparse is None else {DENSE: vector, SPARSE: sparse[row]}
+        for row, vector in enumerate(columns.dense.tolist()):
+            vectors: Any = vector
+            if columns.sparse is not None:
+                vectors = {DENSE: vector, SPARSE: edge.SparseVector(*columns.sparse[row])}
+            document, chunk = columns.ids[row], columns.chunks[row]
             payload = {
-                "id": document.id,
-                "chunk": chunk.number,
-                "chunks": document.chunks,
-                "text": chunk.text,
-                "digest": document.digest.hex(),
-                "metadata": document.metadata,
+                "id": document,
+                "chunk": chunk,
+                "chunks": columns.totals[row],
+                "text": columns.texts[row],
+                "digest": columns.digests[row],
+                "metadata": columns.metadata[row],
             }
             try:
-                points.append(edge.Point(point_id(document.id, chunk.number), vectors, payload))
+                points.append(edge.Point(point_id(document, chunk), vectors, payload))
             except (ValueError, TypeError, OverflowError) as error:
                 raise RejectedError("payload", f"the store cannot keep this document: {error}") from None
         try:
@@ -203,10 +211,13 @@ class QdrantEdgeStore:
         if mode != "dense" and (query.sparse is None or self._spec is None or not self._spec.sparse):
             raise UsageError(f"the collection {self._collection} has no sparse vectors", "search with --dense")
         only = _filter(filters)
+        weights = query.sparse
+        if isinstance(weights, tuple):
+            weights = edge.SparseVector(*weights)
         dense = edge.Query.Nearest(query.dense.tolist(), using=DENSE)
         if mode == "hybrid":
             each = limit * PREFETCH_FACTOR
-            sparse = edge.Query.Nearest(query.sparse, using=SPARSE)  # type: ignore[arg-type]  # checked above
+            sparse = edge.Query.Nearest(weights, using=SPARSE)  # type: ignore[arg-type]  # checked above
             request = edge.QueryRequest(
                 limit=limit,
                 query=edge.Fusion.Dbsf(),  # type: ignore[arg-type]  # the stub leaves out nested variants
@@ -219,7 +230,7 @@ class QdrantEdgeStore:
         else:
             chosen = dense
             if mode == "sparse":
-                chosen = edge.Query.Nearest(query.sparse, using=SPARSE)  # type: ignore[arg-type]  # checked above
+                chosen = edge.Query.Nearest(weights, using=SPARSE)  # type: ignore[arg-type]  # checked above
             request = edge.QueryRequest(limit=limit, query=chosen, with_payload=True, filter=only)
         hits = []
         for point in self._open_shard.query(request):
