@@ -97,8 +97,10 @@ def calculate_batch_size(
     Raises:
         ValueError: an argument makes no sense.
     """
-    if embedding_dim < 1 or avg_metadata_bytes < 0 or max_request_mb <= 0 or max_count < 1:
-        raise ValueError("dimension, request size and count must be positive, metadata not negative")
+    if embedding_dim < 1 or bytes_per_dimension <= 0 or max_request_mb <= 0 or max_count < 1:
+        raise ValueError("dimension, its bytes, request size and count must be positive")
+    if avg_metadata_bytes < 0 or overhead_bytes < 0:
+        raise ValueError("metadata and overhead must not be negative")
     if not 0 < safety_margin <= 1:
         raise ValueError("safety_margin is a part of the limit: over 0, at most 1")
     record_bytes = embedding_dim * bytes_per_dimension + avg_metadata_bytes + overhead_bytes

@@ -81,7 +81,9 @@ class Decoder:
             value = _decode(record.raw)[self.mapping.id]
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, TypeError, KeyError, IndexError):
             return None
-        return str(value)[:MAX_ID_BYTES] if isinstance(value, str | int | float) else None
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            return None
+        return str(value)[:MAX_ID_BYTES]
 
     def _text(self, fields: dict[str, Any]) -> str:
         if self._only_text is not None:

@@ -39,6 +39,7 @@ TEXT_DIGEST_BYTES = 16
 METADATA_DIGEST_BYTES = 8
 
 _encode_sorted = msgspec.json.Encoder(order="sorted").encode
+_refuse_wide_integers = msgspec.msgpack.Encoder().encode
 _namespace = POINT_NAMESPACE.bytes
 
 
@@ -103,7 +104,7 @@ class Chunk:
     """A piece of a document's text that is embedded on its own.
 
     `tokens` are the ids that the embedder's own tokenizer made of the text, when the chunker had
-    to count them: shape (n,), int32, so that nothing is tokenised twice.
+    to count them: shape (n,), intp, so that nothing is tokenised twice.
     """
 
     document: Document
@@ -111,7 +112,9 @@ class Chunk:
     text: str
     size: int
     """UTF-8 bytes of the text, or an upper bound of them."""
-    tokens: npt.NDArray[np.int32] | None = None
+    tokens: npt.NDArray[np.intp] | None = None
+    digest: bytes | None = None
+    """BLAKE2b of the text, 16 bytes, once somebody has needed it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -167,7 +170,11 @@ def document_digest(text: str, metadata: dict[str, Any]) -> bytes:
         UnicodeEncodeError: a lone surrogate in either.
     """
     digest = hashlib.blake2b(text.encode(), digest_size=TEXT_DIGEST_BYTES).digest()
-    encoded = _encode_sorted(metadata) if metadata else b"{}"
+    encoded = b"{}"
+    if metadata:
+        # JSON carries integers of any size, stores turn those over 64 bits into floats; MessagePack refuses them.
+        _refuse_wide_integers(metadata)
+        encoded = _encode_sorted(metadata)
     return digest + hashlib.blake2b(encoded, digest_size=METADATA_DIGEST_BYTES).digest()
 
 

@@ -73,31 +73,45 @@ class RagingestError(Exception):
 
 
 class UsageError(RagingestError):
+    """The command or its settings are wrong."""
+
     exit_code = ExitCode.USAGE
 
 
 class TooManyErrorsError(RagingestError):
+    """More records were rejected than the user allows."""
+
     exit_code = ExitCode.TOO_MANY_ERRORS
 
 
 class TerminalError(RagingestError):
+    """A source, an embedder or a store failed for good; the job can be resumed."""
+
     exit_code = ExitCode.FAILED
 
 
 class JobLockedError(RagingestError):
+    """Another process works on the job."""
+
     exit_code = ExitCode.LOCKED
 
 
 class SettingsChangedError(RagingestError):
+    """The checkpoint does not fit the settings."""
+
     exit_code = ExitCode.MISMATCH
 
 
 class TransientError(Exception):
-    """The call failed in a way that a later try may not; `retry_after` in seconds, if the server said."""
+    """The call failed in a way that a later try may not.
 
-    def __init__(self, message: str, retry_after: float | None = None) -> None:
+    `retry_after` in seconds, if the server said; `throttled` if it asked for fewer calls (429, 503).
+    """
+
+    def __init__(self, message: str, retry_after: float | None = None, *, throttled: bool = False) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        self.throttled = throttled
 
 
 class RejectedError(Exception):

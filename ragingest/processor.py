@@ -128,13 +128,12 @@ class _Pass:
         todo: dict[str, tuple[str, bytes, Any]] = {}
         for key, digest, document in keyed:
             before = known.get(key)
-            if before is not None and before.digest == digest:
+            if before is not None and before.digest == digest and key not in todo:
                 counters.unchanged += 1
             else:
                 counters.duplicate += key in todo
                 todo[key] = (key, digest, document)
         self._call(list(todo.values()))
-        counters.read += len(batch)
         self._at += len(batch)
 
     def _call(self, items: list[tuple[str, bytes, Any]]) -> None:
@@ -162,6 +161,9 @@ class _Pass:
 
     def save(self, status: Any) -> None:
         self._ledger.sync()
+        # A document counts as read once it has its outcome: an exception may end a batch anywhere.
+        counters = self._checkpoint.counters
+        counters.read = counters.stored + counters.unchanged + counters.duplicate + counters.rejected
         part = PartState(name="python", done=[(0, self._at)] if self._at else [])
         self._checkpoint = msgspec.structs.replace(self._checkpoint, status=status, updated=now(), parts=[part])
         self._manager.save(self._checkpoint)

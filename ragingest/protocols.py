@@ -17,12 +17,15 @@ from ragingest.checkpoint.ranges import RangeSet
 from ragingest.documents import Chunk, EmbeddedBatch, Record, Vectors
 
 __all__ = [
+    "Answer",
     "CollectionSpec",
     "Embedder",
     "EmbedderLimits",
+    "EmbeddingRequests",
     "Hit",
     "PartInfo",
     "Query",
+    "RateNews",
     "RecordBlock",
     "SearchMode",
     "Source",
@@ -122,7 +125,7 @@ class Source(Protocol):
 class Tokenizer(Protocol):
     """Counts as the embedder does, so that chunks fit it."""
 
-    def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
+    def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.intp]]:
         """Token ids of each text, without special tokens. Called in threads, by one at a time."""
         ...
 
@@ -182,6 +185,47 @@ class Embedder(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class RateNews(NamedTuple):
+    """What an answer says of the server's budgets: a minute's limit, what is left, seconds until all is back."""
+
+    requests: float | None = None
+    requests_left: float | None = None
+    requests_reset: float | None = None
+    tokens: float | None = None
+    tokens_left: float | None = None
+    tokens_reset: float | None = None
+
+
+class Answer(NamedTuple):
+    """Vectors of one request, shape (n, d), in the order of its texts; tokens that the server counted."""
+
+    vectors: Vectors
+    tokens: int
+    news: RateNews = RateNews()
+
+
+class EmbeddingRequests(Protocol):
+    """An embeddings API: one call is one request on the wire, tried once. Used on one event loop."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def model(self) -> str: ...
+
+    async def request(self, texts: Sequence[str]) -> Answer:
+        """Embed `texts`; may be under way many times at once. Safe to repeat, but each answer is paid for.
+
+        Raises:
+            TransientError: trying again may work; `retry_after` if the server said when.
+            RejectedError: the batch holds a text that will never be accepted, or is too large as a whole.
+            TerminalError: no request will be accepted: key, model, money.
+        """
+        ...
+
+    async def close(self) -> None: ...
 
 
 class Query(NamedTuple):

@@ -64,6 +64,14 @@ class JobSettings(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             UsageError: says which flag, and what it takes.
         """
+        for name in (self.source, self.store_path):
+            try:
+                name.encode()
+            except UnicodeEncodeError:
+                raise UsageError(
+                    f"the name {name.encode(errors='replace').decode()} is not UTF-8",
+                    "rename it, or give a symbolic link to it",
+                ) from None
         if not self.text_fields or not all(self.text_fields):
             raise UsageError("no text field is named", "give --text-field NAME")
         if self.id_field in self.text_fields:
@@ -213,7 +221,10 @@ def parse_size(text: str, flag: str) -> int:
     if not match:
         raise UsageError(f"{flag} {text!r} is not a size", "write for example 512MB or 2GiB")
     number, unit, binary = match.groups()
-    return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(unit.lower() or " "))
+    size = float(number) * (1024 if binary else 1000) ** " kmgt".index(unit.lower() or " ")
+    if not 1 <= size < 1 << 63:
+        raise UsageError(f"{flag} {text!r} is out of range", "write for example 512MB or 2GiB")
+    return int(size)
 
 
 def check_job_name(name: str) -> str:

@@ -11,7 +11,7 @@ from filelock import FileLock
 
 from ragingest.batching import calculate_batch_size
 from ragingest.checkpoint.journal import Journal, boot_identity, done_ranges, next_run, now
-from ragingest.checkpoint.ledger import Ledger
+from ragingest.checkpoint.ledger import Ledger, LedgerDamagedError
 from ragingest.checkpoint.manager import CheckpointManager
 from ragingest.checkpoint.state import Checkpoint, PartState
 from ragingest.chunking import Chunker, whole
@@ -136,20 +136,16 @@ def open_job(
         undo.append(lock.release)
         source = open_source(settings)
         undo.append(source.close)
-        checkpoint, resumed = _where_it_stands(manager, job, settings, options, source, fresh, emit)
-        ledger = Ledger(manager.files(job).ledger)
+        before, checkpoint = _where_it_stands(manager, job, settings, options, source, fresh, emit)
+        resumed = before is not None and before.run == checkpoint.run
+        ledger = _open_ledger(manager, job, before, fresh, emit)
         undo.append(ledger.close)
-        if fresh:
-            ledger.distrust_all()
-        elif resumed and checkpoint.boot != boot_identity():
-            doubtful = ledger.distrust(checkpoint.run, done_ranges(checkpoint))
-            emit(Noticed(f"the machine was restarted since: {doubtful:,} documents are stored again to be sure"))
         store = open_store(settings.store, Path(settings.store_path), settings.collection)
         undo.append(store.close)
         embedder = open_embedder(settings.embedder, settings.dimensions)
         undo.append(embedder.close)
         store.prepare(CollectionSpec(embedder.dimensions, embedder.sparse, embedder.name, embedder.model))
-        if not fresh:
+        if before is not None:
             _check_collection(store, ledger, job, settings)
         manager.save(checkpoint)
         journal = Journal(checkpoint, manager, ledger, source.unit)
@@ -204,16 +200,16 @@ def _where_it_stands(
     source: Source,
     fresh: bool,
     emit: Emit,
-) -> tuple[Checkpoint, bool]:
-    """The checkpoint to go on from, and whether it continues an unfinished run."""
+) -> tuple[Checkpoint | None, Checkpoint]:
+    """The last checkpoint, if there is one to go by, and the one to start from: of the same run or of the next."""
     parts = [PartState.of(part) for part in source.parts()]
     if fresh:
         manager.forget(job, ledger=False)
-        return _first_run(job, settings, options, parts), False
+        return None, _first_run(job, settings, options, parts)
     loaded = manager.load(job)
     if loaded is None:
         manager.forget(job, ledger=False)
-        return _first_run(job, settings, options, parts), False
+        return None, _first_run(job, settings, options, parts)
     if loaded.warning:
         emit(Noticed(loaded.warning))
     before = msgspec.structs.replace(loaded.checkpoint, options=options)
@@ -226,21 +222,42 @@ def _where_it_stands(
         )
     before = msgspec.structs.replace(before, settings=settings, ragingest=__version__)
     if before.finished:
-        return next_run(before, parts), False
+        return before, next_run(before, parts)
     if len(before.parts) == len(parts) and all(source.matches(part.info()) for part in before.parts):
         infos = [
             msgspec.structs.replace(old, size=new.size, mtime_ns=new.mtime_ns, digest=new.digest)
             for old, new in zip(before.parts, parts, strict=True)
         ]
-        return (
-            msgspec.structs.replace(
-                before, status="running", attempts=before.attempts + 1, parts=infos, message="", updated=now()
-            ),
-            True,
+        return before, msgspec.structs.replace(
+            before, status="running", attempts=before.attempts + 1, parts=infos, message="", updated=now()
         )
     why = "is a stream" if parts[0].size is None else "has changed since"
     emit(Noticed(f"the source {why}: it is read from its start, and the ledger says what is stored already"))
-    return next_run(before, parts), False
+    return before, next_run(before, parts)
+
+
+def _open_ledger(
+    manager: CheckpointManager, job: str, before: Checkpoint | None, fresh: bool, emit: Emit
+) -> Ledger:
+    """The ledger, with nothing in it trusted that `before`, the last checkpoint, does not vouch for."""
+    path = manager.files(job).ledger
+    try:
+        ledger = Ledger(path)
+        if before is None:
+            # Without a checkpoint nobody knows under which settings, and into which collection, it was filled.
+            if not fresh and not ledger.is_empty():
+                emit(Noticed(f"the job {job} has no checkpoint any more: every document is stored again"))
+            ledger.distrust_all()
+    except LedgerDamagedError:
+        if not fresh:
+            raise
+        manager.forget(job, ledger=True)
+        ledger = Ledger(path)
+        emit(Noticed("the ledger was damaged and is begun anew: leftovers of shrunk documents may stay stored"))
+    if before is not None and not before.finished and before.boot != boot_identity():
+        doubtful = ledger.distrust(before.run, done_ranges(before))
+        emit(Noticed(f"the machine was restarted since: {doubtful:,} documents are stored again to be sure"))
+    return ledger
 
 
 def _first_run(job: str, settings: JobSettings, options: RunOptions, parts: list[PartState]) -> Checkpoint:

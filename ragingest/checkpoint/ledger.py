@@ -19,7 +19,7 @@ from ragingest.checkpoint.ranges import RangeSet
 from ragingest.documents import Stored
 from ragingest.errors import TerminalError
 
-__all__ = ["Ledger", "LedgerRow"]
+__all__ = ["Ledger", "LedgerDamagedError", "LedgerRow"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -43,6 +43,10 @@ INSERT OR IGNORE INTO meta VALUES ('format', 1), ('sync', 0);
 """
 
 
+class LedgerDamagedError(TerminalError):
+    """The file is no ledger any more, or is at odds with itself."""
+
+
 class LedgerRow(NamedTuple):
     """A document's id, and the columns of `Stored`."""
 
@@ -60,9 +64,15 @@ def _explained(method: Callable[Concatenate[Ledger, P], T]) -> Callable[Concaten
         try:
             return method(self, *args, **kwargs)
         except sqlite3.DatabaseError as error:
-            raise TerminalError(
-                f"the ledger {self.path} failed: {error}",
-                "free disk space or mend its permissions and resume; if it is damaged, start over with --fresh",
+            # SQLite's own distinction: what the world around the file does wrong is an OperationalError.
+            if isinstance(error, sqlite3.OperationalError):
+                raise TerminalError(
+                    f"the ledger {self.path} failed: {error}",
+                    "free disk space or mend its permissions, then resume",
+                ) from None
+            raise LedgerDamagedError(
+                f"the ledger {self.path} is damaged: {error}",
+                "start over with --fresh: what is stored already is overwritten, not doubled",
             ) from None
 
     return update_wrapper(call, method)
@@ -82,12 +92,16 @@ class Ledger:
         except OSError as error:
             raise sqlite3.OperationalError(error.strerror) from None
         self._db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = NORMAL")
-        self._db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-        self._db.execute(f"PRAGMA mmap_size = {1 << 36}")
-        self._db.execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES}")
-        self._db.executescript(_SCHEMA)
+        try:
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = NORMAL")
+            self._db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+            self._db.execute(f"PRAGMA mmap_size = {1 << 36}")
+            self._db.execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES}")
+            self._db.executescript(_SCHEMA)
+        except BaseException:
+            self._db.close()
+            raise
 
     @_explained
     def lookup(self, ids: Sequence[str]) -> dict[str, Stored]:
@@ -108,7 +122,8 @@ class Ledger:
             self._db.executemany("INSERT OR REPLACE INTO documents VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
             self._db.executemany("DELETE FROM documents WHERE id = ?", ((id_,) for id_ in removed))
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:  # a full disk has ended it already
+                self._db.execute("ROLLBACK")
             raise
         self._db.execute("COMMIT")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import codecs
 import os
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,6 +53,8 @@ class RejectsFile:
         try:
             handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
             with os.fdopen(handle, "wb") as file:
+                # A file that somebody took away since starts anew: a gap would read as garbage.
+                self.written = min(self.written, os.fstat(file.fileno()).st_size)
                 file.truncate(self.written)
                 file.seek(self.written)
                 file.write(data)
@@ -81,9 +84,9 @@ def as_line(reject: Reject, part: str, unit: str) -> bytes:
     }
     if len(kept) < len(record.raw) or reject.fault.kind == "too_large":
         line["cut"] = True
-        kept = kept.decode(errors="ignore").encode() or kept
     try:
-        line["record"] = kept.decode()
+        # A cut may go through a character: its first bytes are left out.
+        line["record"] = codecs.getincrementaldecoder("utf-8")().decode(kept, final="cut" not in line)
     except UnicodeDecodeError:
         line["record_base64"] = base64.b64encode(kept).decode()
     return msgspec.json.encode(line) + b"\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
@@ -84,6 +84,13 @@ _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Checkpoint)
 
 
+class _Versioned(msgspec.Struct):
+    format: int
+
+
+_versioned = msgspec.json.Decoder(_Versioned)
+
+
 def encode(checkpoint: Checkpoint) -> bytes:
     """As indented JSON, with its checksum."""
     signed = msgspec.structs.replace(checkpoint, checksum=_checksum(checkpoint))
@@ -102,10 +109,11 @@ def decode(data: bytes) -> Checkpoint:
         CheckpointError: cut, damaged, of another format, or at odds with itself.
     """
     try:
-        checkpoint = _decoder.decode(data)
-        version: Any = checkpoint.format
+        # First and by itself: another format may hold anything else.
+        version = _versioned.decode(data).format
         if version != FORMAT:
             raise CheckpointError(f"its format is {version}; this version reads {FORMAT}")
+        checkpoint = _decoder.decode(data)
         for part in checkpoint.parts:
             part.ranges()
     except CheckpointError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tomllib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,14 +55,30 @@ def _common(
 
     Settings come from flags, then RAGINGEST_* variables, then ragingest.toml in the current folder.
     """
-    ctx.default_map = _configuration(Path(CONFIG_FILE), set(ctx.command.list_commands(ctx)))  # type: ignore[attr-defined]  # a group
+    commands = ctx.command.commands  # type: ignore[attr-defined]  # a group
+    options = {name: _option_names(command.params) for name, command in commands.items()}
+    ctx.default_map = _configuration(Path(CONFIG_FILE), options)
 
 
-def _configuration(path: Path, commands: set[str]) -> dict[str, Any]:
+def _option_names(parameters: Iterable[Any]) -> dict[str, str]:
+    """Every option as the file spells it, without dashes in front, to the name of its parameter."""
+    return {
+        spelling[2:]: parameter.name
+        for parameter in parameters
+        for spelling in parameter.opts
+        if spelling.startswith("--")
+    }
+
+
+def _configuration(path: Path, options: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
     """Defaults of the commands' options: top-level keys for all of them, `[run]` and so on for one.
 
+    Args:
+        path: the file, which may be missing.
+        options: of each command, its options' names and those of their parameters.
+
     Raises:
-        UsageError: the file is no TOML.
+        UsageError: the file is no TOML, or names what does not exist.
     """
     try:
         with path.open("rb") as file:
@@ -70,15 +87,28 @@ def _configuration(path: Path, commands: set[str]) -> dict[str, Any]:
         return {}
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{path} cannot be read: {error}", "mend it, or move it away") from None
-    common = {_parameter(key): value for key, value in found.items() if not isinstance(value, dict)}
+    common = {_option(key): value for key, value in found.items() if not isinstance(value, dict)}
     own = {name: table for name, table in found.items() if isinstance(table, dict)}
-    if unknown := own.keys() - commands:
-        raise UsageError(f"{path} has a table for no command: {', '.join(unknown)}", "remove it")
-    return {name: common | {_parameter(k): v for k, v in own.get(name, {}).items()} for name in commands}
+    if unknown := own.keys() - options.keys():
+        raise UsageError(f"{path} has a table for no command: {', '.join(sorted(unknown))}", "remove it")
+    if unknown := common.keys() - {name for names in options.values() for name in names}:
+        raise UsageError(
+            f"{path} sets what is no option: {', '.join(sorted(unknown))}", "write them as on the command line"
+        )
+    defaults = {}
+    for command, names in options.items():
+        table = {_option(key): value for key, value in own.get(command, {}).items()}
+        if unknown := table.keys() - names.keys():
+            raise UsageError(
+                f"{path} sets what is no option of {command}: {', '.join(sorted(unknown))}",
+                "write them as on the command line",
+            )
+        defaults[command] = {names[option]: value for option, value in (common | table).items() if option in names}
+    return defaults
 
 
-def _parameter(key: str) -> str:
-    return key.replace("-", "_")
+def _option(key: str) -> str:
+    return key.replace("_", "-")
 
 
 def main() -> None:

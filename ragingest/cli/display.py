@@ -297,7 +297,7 @@ def show_job(checkpoint: Checkpoint, manager: CheckpointManager, *, as_json: boo
         table.add_row(f"rejected: {kind}", f"{count:,}")
     for name, value in settings.items():
         if value is not None and name not in ("source", "collection", "store", "embedder"):
-            shown = ", ".join(value) if isinstance(value, list) else str(value)
+            shown = ", ".join(value) if isinstance(value, list | tuple) else str(value)
             table.add_row(f"setting: {name.replace('_', ' ')}", shown)
     _out(table=True).print(table)
 

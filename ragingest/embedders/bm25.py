@@ -8,11 +8,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ragingest.documents import Chunk, EmbeddedBatch
+from ragingest.documents import Chunk, EmbeddedBatch, SparseVectors
 from ragingest.errors import RejectedError
 from ragingest.protocols import Embedder, EmbedderLimits, Query, Tokenizer
 
-__all__ = ["WithBM25"]
+__all__ = ["BM25", "WithBM25"]
+
+
+class BM25:
+    """The weights themselves."""
+
+    def __init__(self) -> None:
+        from qdrant_edge import Bm25
+
+        self._bm25 = Bm25()
+
+    def encode(self, texts: Sequence[str]) -> SparseVectors:
+        """Sparse vectors of documents; callable from any thread.
+
+        Raises:
+            RejectedError: a text of the batch cannot be encoded.
+        """
+        encode = self._bm25.embed_document
+        try:
+            return [encode(text) for text in texts]
+        except (ValueError, TypeError) as error:
+            raise RejectedError("bm25", f"no BM25 vector can be made of the text: {error}") from None
+
+    def encode_query(self, text: str) -> object:
+        return self._bm25.embed_query(text)
 
 
 class WithBM25:
@@ -21,10 +45,8 @@ class WithBM25:
     sparse = True
 
     def __init__(self, dense: Embedder) -> None:
-        from qdrant_edge import Bm25
-
         self._dense = dense
-        self._bm25 = Bm25()
+        self._bm25 = BM25()
 
     @property
     def name(self) -> str:
@@ -48,15 +70,11 @@ class WithBM25:
 
     def embed(self, chunks: Sequence[Chunk]) -> EmbeddedBatch:
         batch = self._dense.embed(chunks)
-        encode = self._bm25.embed_document
-        try:
-            batch.sparse = [encode(chunk.text) for chunk in batch.chunks]
-        except (ValueError, TypeError) as error:
-            raise RejectedError("bm25", f"no BM25 vector can be made of the text: {error}") from None
+        batch.sparse = self._bm25.encode([chunk.text for chunk in batch.chunks])
         return batch
 
     def embed_query(self, text: str) -> Query:
-        return Query(self._dense.embed_query(text).dense, self._bm25.embed_query(text))
+        return Query(self._dense.embed_query(text).dense, self._bm25.encode_query(text))
 
     def close(self) -> None:
         self._dense.close()

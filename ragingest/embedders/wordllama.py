@@ -31,9 +31,9 @@ class WordLlamaTokenizer:
         backend.no_truncation()
         self._backend = backend
 
-    def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
+    def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.intp]]:
         encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+        return [np.array(encoding.ids, dtype=np.intp) for encoding in encodings]
 
     def splitter_backend(self) -> Any:
         return self._backend
@@ -62,12 +62,16 @@ class WordLlamaEmbedder:
         unknown = [chunk.text for chunk in chunks if chunk.tokens is None]
         fresh = iter(self.tokenizer.encode(unknown) if unknown else ())
         vectors = np.empty((len(chunks), DIMENSIONS), dtype=np.float32)
-        embedding = self._embedding
+        lengths = np.empty((len(chunks), 1), dtype=np.float32)
+        take = self._embedding.take
+        add = np.add.reduce
         for row, chunk in enumerate(chunks):
             tokens = next(fresh) if chunk.tokens is None else chunk.tokens
             if not len(tokens):
                 raise RejectedError("no_tokens", "the text has nothing in it that the embedder knows")
-            vectors[row] = embedding[tokens].mean(0)
+            add(take(tokens, axis=0, mode="clip"), axis=0, out=vectors[row])
+            lengths[row] = len(tokens)
+        vectors /= lengths
         return EmbeddedBatch(list(chunks), vectors)
 
     def embed_query(self, text: str) -> Query:

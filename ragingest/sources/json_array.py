@@ -17,13 +17,23 @@ from ragingest.checkpoint.ranges import RangeSet
 from ragingest.documents import Record
 from ragingest.errors import TerminalError, UsageError
 from ragingest.protocols import PartInfo, RecordBlock
-from ragingest.sources.lines import BLOCK_RECORDS, BOM, KEPT_OF_OVERSIZE, reject_encoding, too_large
+from ragingest.sources.lines import (
+    BLOCK_RECORDS,
+    BOM,
+    KEPT_OF_OVERSIZE,
+    read_head,
+    reject_encoding,
+    too_large,
+)
 from ragingest.sources.streams import ByteStream, StdinStream, compression_of, identify, open_file, same_content
 
 __all__ = ["ARRAY_NAMES", "ElementReader", "JSONArray", "JSONArrayStdin", "parse_json_path"]
 
 ARRAY_NAMES = ("documents", "data", "records", "items")
 """Keys of the top-level object under which an array of records is looked for, in file order."""
+
+BLOCK_BYTES = 1024 * 1024
+"""A block ends with the element that reaches this, so that large elements do not pile up."""
 
 MATCHED_NESTING = 4
 """Levels of brackets that one regular expression passes over; deeper values are walked."""
@@ -32,15 +42,19 @@ _STRING_REST = rb"(?:[^\"\\]++|\\.)*+"
 _STRING = rb'"' + _STRING_REST + rb'"'
 
 
-def _nested(levels: int) -> bytes:
-    inner = rb"[^\"\[\]{}]++|" + _STRING
-    for _ in range(levels - 1):
-        inner = inner + rb"|[\[{](?:" + inner + rb")*+[\]}]"
-    return rb"[\[{](?:" + inner + rb")*+[\]}]"
+def _content(levels: int) -> bytes:
+    """What may stand between brackets: anything balanced, up to so many levels."""
+    content = rb"[^\"\[\]{}]++|" + _STRING
+    for _ in range(levels):
+        content = content + rb"|[\[{](?:" + content + rb")*+[\]}]"
+    return rb"(?:" + content + rb")*+"
 
 
 _SPACE = rb"[ \t\r\n]*+"
-_element = re.compile(_SPACE + rb"(" + _nested(MATCHED_NESTING) + rb")" + _SPACE + rb"([,\]])", re.DOTALL).match
+_element = re.compile(
+    _SPACE + rb"([\[{]" + _content(MATCHED_NESTING - 1) + rb"[\]}])" + _SPACE + rb"([,\]])", re.DOTALL
+).match
+_balanced = re.compile(_content(MATCHED_NESTING), re.DOTALL).match
 _string_rest = re.compile(_STRING_REST, re.DOTALL).match
 _space = re.compile(_SPACE).match
 _structure = re.compile(rb'["\[\]{}]').search
@@ -68,6 +82,7 @@ class ElementReader:
         self._buffer = b""
         self._at = 0
         self._base = 0
+        self._stand = 0
         self._depth = 0
         self._finished = False
         self._stopped = False
@@ -90,13 +105,27 @@ class ElementReader:
         try:
             self._locate()
         except _BreakError as error:
+            if self._stopped:
+                return
             raise self._explain(error) from None
 
     def jump(self, stream: ByteStream, ordinal: int, offset: int) -> None:
-        """Go on at `offset` of another stream over the same document, inside the array."""
+        """Go on at `offset`, the end of a block; `stream` is at the byte before it.
+
+        A block ends behind a comma, on the bracket that closes the array, or where the document broke.
+        """
         self.stream.close()
         self.stream, self.ordinal = stream, ordinal
-        self._buffer, self._at, self._base = b"", 0, offset
+        self._buffer, self._at, self._base = b"", 0, offset - 1
+        try:
+            self._more()
+            self._at = min(1, len(self._buffer))
+            if self._buffer[:1] != b",":
+                follower = self._peek()
+                if follower != b"]":
+                    raise _no_comma(self.offset, follower)
+        except _BreakError as error:
+            self._broken = self._explain(error)
 
     def read_block(self) -> RecordBlock | None:
         if self._broken is not None:
@@ -115,13 +144,14 @@ class ElementReader:
             self._broken = error
         if self.ordinal == start:
             return self.read_block()
-        return RecordBlock(0, start, self.ordinal, self.offset, self.stream.consumed, records)
+        return RecordBlock(0, start, self.ordinal, self._stand, self.stream.consumed, records)
 
     def _read_elements(self, records: list[Record]) -> None:
         ordinal = self.ordinal
         limit = self._limit
         done = self.done if ordinal < self.done.end else None
         last = ordinal + BLOCK_RECORDS
+        full = self.offset + BLOCK_BYTES
         while ordinal < last:
             match = _element(self._buffer, self._at)
             if match is not None and match.end(1) - match.start(1) <= limit:
@@ -131,12 +161,17 @@ class ElementReader:
                 # Behind a comma; but on a closing bracket, which the next round will see.
                 self._at = match.end() if self._buffer[match.end() - 1] == 0x2C else match.end() - 1
             else:
+                self._stand = self.offset
                 if not self._read_slowly(records, ordinal, done):
+                    self._stand = self.offset
                     self._check_tail()
                     self._finished = True
-                    break
+                    return
+                if self.offset >= full:
+                    last = ordinal
             ordinal += 1
             self.ordinal = ordinal
+        self._stand = self.offset
 
     def _read_slowly(self, records: list[Record], ordinal: int, done: RangeSet | None) -> bool:
         """One element of any kind, reading on as needed; False at the end of the array."""
@@ -145,13 +180,21 @@ class ElementReader:
             return False
         offset = self.offset
         raw, whole = self._value(self._limit)
-        follower = self._peek()
+        ended = self.offset
+        broken: TerminalError | None = None
+        try:
+            follower = self._peek()
+        except TerminalError as error:
+            follower, broken = b"", error
+        if not follower and self.offset == ended and head not in b'"{[':
+            raise broken or _BreakError(ended, "the document ends in the middle of a value")
+        if done is None or ordinal not in done:
+            records.append(Record(ordinal, offset, raw, None if whole else too_large(self._limit)))
         if follower == b",":
             self._at += 1
         elif follower != b"]":
-            raise _BreakError(self.offset, f"expected a comma or ], found {_shown(follower)}")
-        if done is None or ordinal not in done:
-            records.append(Record(ordinal, offset, raw, None if whole else too_large(self._limit)))
+            self.ordinal, self._stand = ordinal + 1, self.offset
+            raise broken or _no_comma(self.offset, follower)
         return True
 
     # -- walking -----------------------------------------------------------------------------------
@@ -196,6 +239,8 @@ class ElementReader:
                     if not ended:
                         break
                 else:
+                    if depth:
+                        self._at = _end(_balanced(self._buffer, self._at))
                     found = _structure(self._buffer, self._at)
                     if found is None:
                         self._at = len(self._buffer)
@@ -212,10 +257,11 @@ class ElementReader:
                 if ended:
                     break
             size += self._at - mark
-            if size <= limit or not kept:
+            if size <= limit:
                 kept.append(self._buffer[mark : self._at])
-            if size > limit:
-                kept = [b"".join(kept)[:KEPT_OF_OVERSIZE]]
+            else:
+                start = self._buffer[mark : min(self._at, mark + KEPT_OF_OVERSIZE)]
+                kept = [b"".join((*kept, start))[:KEPT_OF_OVERSIZE]]
             if ended:
                 break
             scalar = depth == 0 and not in_string
@@ -231,8 +277,7 @@ class ElementReader:
     # -- finding the array -------------------------------------------------------------------------
 
     def _locate(self) -> None:
-        if not self._buffer and not self._more():
-            return self._end_empty()
+        self._buffer = read_head(self.stream)
         reject_encoding(self._buffer, self.stream)
         if self._buffer.startswith(BOM):
             self._at = len(BOM)
@@ -333,7 +378,8 @@ class JSONArray:
         self._path = path
         self._part = identify(path)
         self.total_bytes = self._part.size
-        self._reader = ElementReader(open_file(path), self.name, parse_json_path(json_path), max_record_bytes)
+        keys = parse_json_path(json_path)
+        self._reader = ElementReader(open_file(path), self.name, keys, max_record_bytes)
         self._located = False
 
     def parts(self) -> list[PartInfo]:
@@ -346,7 +392,7 @@ class JSONArray:
         self._reader.done = done
         if ordinal and not self.rereads:
             self._locate()
-            self._reader.jump(open_file(self._path, offset), ordinal, offset)
+            self._reader.jump(open_file(self._path, offset - 1), ordinal, offset)
 
     def read_block(self) -> RecordBlock | None:
         self._locate()
@@ -421,6 +467,10 @@ def parse_json_path(path: str | None) -> tuple[str, ...] | None:
 def _end(match: re.Match[bytes] | None) -> int:
     assert match is not None  # the patterns it is used with match the empty string
     return match.end()
+
+
+def _no_comma(offset: int, follower: bytes) -> _BreakError:
+    return _BreakError(offset, f"expected a comma or ], found {_shown(follower)}")
 
 
 def _shown(byte: bytes) -> str:

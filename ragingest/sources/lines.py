@@ -24,6 +24,7 @@ __all__ = [
     "JSONLines",
     "JSONLinesStdin",
     "LineReader",
+    "read_head",
     "reject_encoding",
     "too_large",
 ]
@@ -33,6 +34,7 @@ KEPT_OF_OVERSIZE = 1024
 """Bytes of a record over the limit that go to the rejects file."""
 
 BOM = b"\xef\xbb\xbf"
+HEAD_BYTES = 8
 
 
 class LineReader:
@@ -70,13 +72,13 @@ class LineReader:
         records: list[Record] = []
         for ordinal, line in enumerate(lines, start):
             size = len(line)
-            if (done is None or ordinal not in done) and line and not line.isspace():
-                if size > limit or (self._oversize and first + ordinal - start in self._oversize):
-                    records.append(Record(ordinal, offset, line[:KEPT_OF_OVERSIZE], too_large(limit)))
-                else:
-                    records.append(Record(ordinal, offset, line))
             if self._oversize:
                 size = self._oversize.get(first + ordinal - start, size)
+            if done is None or ordinal not in done:
+                if size > limit:
+                    records.append(Record(ordinal, offset, line[:KEPT_OF_OVERSIZE], too_large(limit)))
+                elif line and not line.isspace():
+                    records.append(Record(ordinal, offset, line))
             offset += size + 1
         if self._ended and self._next >= len(self._ready):
             offset -= 1 - self._final_newline
@@ -90,18 +92,13 @@ class LineReader:
             if self._ended:
                 return False
             try:
-                data = self.stream.read()
+                data = self._begin() if self.offset == 0 and not self._open else self.stream.read()
             except TerminalError as error:
                 self._broken, self._ended = error, True
                 return False
             if not data:
                 self._end()
                 continue
-            if self.offset == 0 and not self._open:
-                reject_encoding(data, self.stream)
-                if data.startswith(BOM):
-                    data = data[len(BOM) :]
-                    self.offset = len(BOM)
             head, newline, tail = data.partition(b"\n")
             self._hold(head)
             if newline:
@@ -110,6 +107,15 @@ class LineReader:
                 self._hold(lines.pop())
                 self._ready = lines
         return True
+
+    def _begin(self) -> bytes:
+        """The first bytes of the stream, without the byte order mark."""
+        data = read_head(self.stream)
+        reject_encoding(data, self.stream)
+        if data.startswith(BOM):
+            self.offset = len(BOM)
+            return data[len(BOM) :] or self.stream.read()
+        return data
 
     def _end(self) -> None:
         self._ended = True
@@ -210,6 +216,15 @@ class JSONLinesStdin:
 
 def too_large(limit: int) -> Fault:
     return Fault("too_large", f"the record is larger than {limit:,} bytes (--max-record-bytes)")
+
+
+def read_head(stream: ByteStream) -> bytes:
+    """Enough of the stream to tell its encoding, or its first line if that is shorter."""
+    head = data = stream.read()
+    while data and len(head) < HEAD_BYTES and b"\n" not in head:
+        data = stream.read()
+        head += data
+    return head
 
 
 def reject_encoding(head: bytes, stream: ByteStream) -> None:

@@ -21,9 +21,11 @@ from ragingest.protocols import PartInfo
 __all__ = ["COMPRESSIONS", "ByteStream", "compression_of", "identify", "open_file", "open_stdin", "same_content"]
 
 READ_BYTES = 256 * 1024
-OUTPUT_BYTES = 1024 * 1024
+# A decoder that fails keeps back what this call had decoded: so each call is asked for little.
+STEP_BYTES = 16 * 1024
+ZLIB_INPUT_BYTES = 4 * 1024
 # A zstd block of 4 bytes can stand for 128 KiB, and its decoder cannot be told to stop half-way.
-ZSTD_INPUT_BYTES = 1024
+ZSTD_INPUT_BYTES = 32
 SAMPLE_BYTES = 64 * 1024
 STDIN_POLL_SECONDS = 0.2
 
@@ -40,7 +42,8 @@ class ByteStream(Protocol):
         """Some bytes, at most about a megabyte; b"" at the end.
 
         Raises:
-            TerminalError: the file broke here. All bytes before the break have been returned.
+            TerminalError: the file broke here. What could be read before the break has been returned
+                (of a compressed file whose bytes were changed, all but the last 16 KiB).
         """
         ...
 
@@ -62,16 +65,44 @@ class _Decompressor(Protocol):
     def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
 
 
-class _Zlib:
-    """gzip by zlib, which keeps its unread input itself."""
+class _Fed:
+    """Keeps the input of a decoder that takes it in pieces."""
 
     def __init__(self) -> None:
+        self._input = b""
+        self._at = 0
+
+    def _feed(self, data: bytes) -> None:
+        if data:
+            self._input, self._at = self._input[self._at :] + data, 0
+
+    def _piece(self, size: int) -> bytes:
+        piece = self._input[self._at : self._at + size]
+        self._at += len(piece)
+        return piece
+
+    @property
+    def _rest(self) -> bytes:
+        return self._input[self._at :]
+
+    @property
+    def _used_up(self) -> bool:
+        return self._at >= len(self._input)
+
+
+class _Zlib(_Fed):
+    """gzip by zlib."""
+
+    def __init__(self) -> None:
+        super().__init__()
         self._object = zlib.decompressobj(wbits=31)
         self.needs_input = True
 
     def decompress(self, data: bytes, max_length: int, /) -> bytes:
-        out = self._object.decompress(self._object.unconsumed_tail + data, max_length)
-        self.needs_input = not self._object.unconsumed_tail and len(out) < max_length
+        self._feed(data)
+        piece = self._object.unconsumed_tail or self._piece(ZLIB_INPUT_BYTES)
+        out = self._object.decompress(piece, max_length)
+        self.needs_input = self._used_up and not self._object.unconsumed_tail and len(out) < max_length
         return out
 
     @property
@@ -80,26 +111,25 @@ class _Zlib:
 
     @property
     def unused_data(self) -> bytes:
-        return self._object.unused_data
+        return self._object.unused_data + self._rest
 
 
-class _Zstd:
+class _Zstd(_Fed):
     """One zstd frame, fed in pieces so small that a bomb cannot unfold far at once."""
 
     def __init__(self) -> None:
         try:
             import zstandard
         except ImportError:
-            raise UsageError("reading .zst needs the package zstandard", "pip install 'ragingest[zstd]'") from None
+            raise UsageError("reading .zst needs the package zstandard", "pip install zstandard") from None
+        super().__init__()
         self._object = zstandard.ZstdDecompressor().decompressobj()
-        self._input = b""
         self.needs_input = True
 
     def decompress(self, data: bytes, max_length: int, /) -> bytes:
-        self._input += data
-        piece, self._input = self._input[:ZSTD_INPUT_BYTES], self._input[ZSTD_INPUT_BYTES:]
-        out = self._object.decompress(piece)
-        self.needs_input = not self._input
+        self._feed(data)
+        out = self._object.decompress(self._piece(ZSTD_INPUT_BYTES))
+        self.needs_input = self._used_up
         return out
 
     @property
@@ -108,7 +138,7 @@ class _Zstd:
 
     @property
     def unused_data(self) -> bytes:
-        return bytes(self._object.unused_data) + self._input
+        return bytes(self._object.unused_data) + self._rest
 
 
 _DECOMPRESSORS: dict[str, Callable[[], _Decompressor]] = {
@@ -159,24 +189,17 @@ class _Decompressed:
         return self._raw.consumed
 
     def read(self) -> bytes:
-        while True:
-            if self._broken:
-                raise self._break(str(self._broken))
-            if self._member.eof:
-                self._input = self._member.unused_data or self._input
-                self._input = (self._input or self._raw.read()).lstrip(b"\0")
-                if not self._input:
+        pieces: list[bytes] = []
+        size = 0
+        while size < READ_BYTES:
+            if self._broken or self._member.eof or (self._member.needs_input and not self._input):
+                if pieces:
+                    break
+                if not self._go_on():
                     return b""
-                self._member, self._started = self._new(), False
-            elif self._member.needs_input and not self._input:
-                self._input = self._raw.read()
-                if not self._input:
-                    if not self._started and self._raw.consumed == 0:
-                        return b""
-                    raise self._break("it ends in the middle: the file was cut")
             piece, self._input = self._input, b""
             try:
-                out = self._member.decompress(piece, OUTPUT_BYTES)
+                out = self._member.decompress(piece, STEP_BYTES)
             except (zlib.error, OSError, EOFError, lzma.LZMAError, RuntimeError) as error:
                 self._broken = error
                 continue
@@ -187,7 +210,30 @@ class _Decompressed:
                 continue
             self._started = True
             if out:
-                return out
+                pieces.append(out)
+                size += len(out)
+        return b"".join(pieces)
+
+    def _go_on(self) -> bool:
+        """Get the input that the member needs, or begin the next member; False at the end."""
+        if self._broken:
+            raise self._break(str(self._broken))
+        if self._member.eof:
+            # Padding with zeros is allowed between members and behind the last one.
+            self._input = self._member.unused_data.lstrip(b"\0")
+            while not self._input:
+                data = self._raw.read()
+                if not data:
+                    return False
+                self._input = data.lstrip(b"\0")
+            self._member, self._started = self._new(), False
+            return True
+        self._input = self._raw.read()
+        if not self._input:
+            if not self._started and self._raw.consumed == 0:
+                return False
+            raise self._break("it ends in the middle: the file was cut")
+        return True
 
     def _break(self, why: str) -> TerminalError:
         return TerminalError(
@@ -260,6 +306,13 @@ def open_file(path: Path, offset: int = 0) -> ByteStream:
 
 
 def open_stdin() -> StdinStream:
+    """Standard input.
+
+    Raises:
+        TerminalError: the process was started without one.
+    """
+    if sys.stdin is None:
+        raise TerminalError("standard input is closed", "pipe the records in, or give a file")
     return StdinStream(sys.stdin.fileno())
 
 
@@ -273,6 +326,10 @@ def identify(path: Path) -> PartInfo:
         found = path.stat()
         if stat.S_ISDIR(found.st_mode):
             raise TerminalError(f"{path} is a folder", "give a .jsonl or .json file, or - for standard input")
+        if not stat.S_ISREG(found.st_mode):
+            raise TerminalError(
+                f"{path} is no regular file", f"read it as standard input: ragingest run - < {path}"
+            )
         return PartInfo(str(path), found.st_size, found.st_mtime_ns, _samples(path, found.st_size))
     except FileNotFoundError:
         raise TerminalError(f"there is no file {path}", "check the path; - reads standard input") from None

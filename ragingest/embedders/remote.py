@@ -1,0 +1,288 @@
+"""Embedding through an API: packing apart, everything that stands between a batch and the wire.
+
+    unique texts -> those that are kept on disk -> a slot -> the breaker -> both budgets -> the wire
+                                                    ^ backoff with jitter on a transient failure
+
+There is one retry layer, here. A batch that is refused as a whole is halved by the pipeline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+
+from ragingest.books import Books
+from ragingest.breaker import CircuitBreaker
+from ragingest.checkpoint.vectors import PaidVectors
+from ragingest.documents import TEXT_DIGEST_BYTES, Chunk, EmbeddedBatch, SparseVectors, Vectors
+from ragingest.errors import RejectedError, TerminalError, TransientError
+from ragingest.pacing import AdaptiveConcurrency, RateLimiter, Slot
+from ragingest.protocols import Answer, EmbeddingRequests
+from ragingest.tokens import TokenEstimator, measure
+
+__all__ = ["RemoteCalls", "RemoteLimits"]
+
+BACKOFF_SECONDS = 0.5
+LONGEST_BACKOFF_SECONDS = 30.0
+
+Sleep = Callable[[float], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteLimits:
+    """What the user allows: requests and tokens a minute, calls at once, dollars, tokens in all, seconds of failure."""
+
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    max_concurrency: int = 64
+    max_cost: float | None = None
+    max_tokens: int | None = None
+    give_up_after: float = 600.0
+
+
+class RemoteCalls:
+    """Embeds batches through `api`; many at once, on one event loop.
+
+    Args:
+        api: sends one request.
+        dimensions: what every vector must have.
+        books: is counted into.
+        estimator: what texts will cost; learns from every answer.
+        kept: vectors that were paid for and are on disk; None to keep none.
+        sparse: makes the sparse vectors of texts, in a thread; None for none.
+        sleep, clock: injected so that tests do not wait.
+    """
+
+    def __init__(
+        self,
+        api: EmbeddingRequests,
+        dimensions: int,
+        limits: RemoteLimits,
+        books: Books,
+        estimator: TokenEstimator,
+        *,
+        kept: PaidVectors | None = None,
+        sparse: Callable[[Sequence[str]], SparseVectors] | None = None,
+        on_change: Callable[[bool], None] = lambda _opened: None,
+        sleep: Sleep = asyncio.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.concurrency = AdaptiveConcurrency(maximum=limits.max_concurrency, clock=clock)
+        self._api = api
+        self._dimensions = dimensions
+        self._limits = limits
+        self._books = books
+        self._estimator = estimator
+        self._kept = kept
+        self._sparse = sparse
+        self._sleep = sleep
+        self._clock = clock
+        self._requests = RateLimiter(limits.requests_per_minute, clock=clock, sleep=sleep)
+        self._tokens = RateLimiter(limits.tokens_per_minute, clock=clock, sleep=sleep)
+        self._breaker = CircuitBreaker(
+            give_up_after=limits.give_up_after, name=api.name, on_change=on_change, clock=clock, sleep=sleep
+        )
+        self._under_way: dict[bytes, asyncio.Future[Vectors]] = {}
+        self._committed_tokens = 0
+        self._disk = ThreadPoolExecutor(1, "vectors")
+
+    async def embed(self, chunks: Sequence[Chunk]) -> EmbeddedBatch:
+        """Vectors of `chunks`, from the wire or from what is there already.
+
+        Raises:
+            RejectedError: the server refuses the batch as it is.
+            TerminalError: it refuses everything, has failed for too long, or a limit of the user is reached.
+        """
+        texts = {_digest(chunk): chunk.text for chunk in chunks}
+        vectors = await self._on_disk(list(texts))
+        others = {digest: self._under_way[digest] for digest in texts if digest in self._under_way}
+        wanted = [digest for digest in texts if digest not in vectors and digest not in others]
+        self._books.reused += len(chunks) - len(wanted)
+        if wanted:
+            vectors.update(await self._buy(wanted, [texts[digest] for digest in wanted]))
+        for digest, future in others.items():
+            if digest not in vectors:
+                vectors[digest] = await self._from_other(digest, future, texts[digest])
+        dense = np.empty((len(chunks), self._dimensions), dtype=np.float32)
+        for row, chunk in enumerate(chunks):
+            dense[row] = vectors[_digest(chunk)]
+        batch = EmbeddedBatch(list(chunks), dense)
+        if self._sparse is not None:
+            batch.sparse = await asyncio.to_thread(self._sparse, [chunk.text for chunk in chunks])
+        return batch
+
+    async def confirmed(self, chunks: Sequence[Chunk]) -> None:
+        """The store has these: their vectors need not be kept any longer."""
+        if self._kept is not None:
+            await self._in_disk_thread(self._kept.drop, [_digest(chunk) for chunk in chunks])
+
+    async def close(self) -> None:
+        self._disk.shutdown()
+        await self._api.close()
+
+    # -- what is there already -------------------------------------------------------------------
+
+    async def _on_disk(self, digests: list[bytes]) -> dict[bytes, Vectors]:
+        if self._kept is None:
+            return {}
+        return await asyncio.get_running_loop().run_in_executor(self._disk, self._kept.get, digests)
+
+    async def _keep(self, digests: list[bytes], vectors: Vectors) -> None:
+        if self._kept is not None:
+            await asyncio.get_running_loop().run_in_executor(self._disk, self._kept.put, digests, vectors)
+
+    async def _from_other(self, digest: bytes, future: asyncio.Future[Vectors], text: str) -> Vectors:
+        """The vector of a text that another batch has sent; bought here if that batch failed."""
+        try:
+            return await asyncio.shield(future)
+        except (RejectedError, asyncio.CancelledError):
+            if asyncio.current_task().cancelling():  # type: ignore[union-attr]  # runs in a task
+                raise
+        self._books.reused -= 1
+        return (await self._buy([digest], [text]))[digest]
+
+    # -- the wire ----------------------------------------------------------------------------------
+
+    async def _buy(self, digests: list[bytes], texts: list[str]) -> dict[bytes, Vectors]:
+        loop = asyncio.get_running_loop()
+        futures = {digest: loop.create_future() for digest in digests}
+        self._under_way.update(futures)
+        try:
+            answer = await self._with_retries(texts)
+            await self._keep(digests, answer.vectors)
+        except BaseException as error:
+            for future in futures.values():
+                future.cancel() if not isinstance(error, RejectedError) else future.set_exception(error)
+                future.exception() if not future.cancelled() else None
+            raise
+        finally:
+            for digest in digests:
+                del self._under_way[digest]
+        found = dict(zip(digests, answer.vectors, strict=True))
+        for digest, future in futures.items():
+            future.set_result(found[digest])
+        return found
+
+    async def _with_retries(self, texts: list[str]) -> Answer:
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(TransientError),
+            wait=wait_random_exponential(multiplier=BACKOFF_SECONDS, max=LONGEST_BACKOFF_SECONDS),
+            stop=stop_after_delay(self._limits.give_up_after),
+            sleep=self._backoff,
+            reraise=True,
+        )
+        try:
+            async for attempt in retrying:
+                with attempt:
+                    return await self._once(texts)
+        except TransientError as error:
+            raise TerminalError(str(error), "resume when it is over; nothing that is done is lost") from None
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _backoff(self, seconds: float) -> None:
+        self._books.waited += seconds
+        await self._sleep(seconds)
+
+    async def _once(self, texts: list[str]) -> Answer:
+        """One request on the wire, when the breaker, a slot and both budgets allow it."""
+        sizes = [measure(text) for text in texts]
+        size = sum(part.bytes for part in sizes)
+        strange = sum(part.strange for part in sizes)
+        estimate = self._estimator.estimate(size, len(texts))
+        await self._breaker.before()
+        try:
+            async with self.concurrency.slot() as slot:
+                self._within_limits(estimate)
+                began = self._clock()
+                await self._requests.acquire(1)
+                limit = self._tokens.limit
+                amount = max(1, estimate) if limit is None else max(1, min(estimate, limit))
+                grant = await self._tokens.acquire(amount)
+                self._books.waited += self._clock() - began
+                self._committed_tokens += estimate
+                try:
+                    answer = await self._send(texts, slot)
+                finally:
+                    self._committed_tokens -= estimate
+        except asyncio.CancelledError:
+            self._breaker.abandoned()
+            raise
+        if answer.tokens:
+            self._estimator.learn(size, answer.tokens, len(texts), strange=strange)
+            if answer.tokens > amount:
+                self._tokens.charge(answer.tokens - amount)
+            else:
+                self._tokens.refund(amount - answer.tokens, grant)
+        news = answer.news
+        self._requests.learn(news.requests, news.requests_left, news.requests_reset)
+        self._tokens.learn(news.tokens, news.tokens_left, news.tokens_reset)
+        return answer
+
+    async def _send(self, texts: list[str], slot: Slot) -> Answer:
+        books = self._books
+        books.requests += 1
+        began = self._clock()
+        try:
+            answer = await self._api.request(texts)
+            if answer.vectors.shape != (len(texts), self._dimensions):
+                raise TransientError(
+                    f"{self._api.name} answered vectors of shape {answer.vectors.shape}, "
+                    f"not ({len(texts)}, {self._dimensions})"
+                )
+        except TransientError as error:
+            if error.throttled:
+                books.throttled += 1
+                slot.throttled()
+                self._breaker.succeeded()
+            else:
+                slot.failed()
+                self._breaker.failed(error)
+            if error.retry_after is not None:
+                for budget in (self._requests, self._tokens):
+                    budget.pause(error.retry_after)
+            raise
+        except (RejectedError, TerminalError):
+            slot.failed()
+            self._breaker.succeeded()
+            raise
+        seconds = self._clock() - began
+        slot.succeeded(seconds, len(texts))
+        self._breaker.succeeded()
+        books.answered += 1
+        books.texts += len(texts)
+        books.tokens += answer.tokens
+        books.took(seconds)
+        return answer
+
+    def _within_limits(self, estimate: int) -> None:
+        """Stop before the request that would exceed what the user allows to spend.
+
+        Raises:
+            TerminalError: it would.
+        """
+        limits, books = self._limits, self._books
+        tokens = books.tokens + self._committed_tokens + estimate
+        if limits.max_tokens is not None and tokens > limits.max_tokens:
+            raise TerminalError(
+                f"the next request would exceed --max-tokens {limits.max_tokens:,} ({books.tokens:,} are spent)",
+                "resume with a higher --max-tokens",
+            )
+        price = books.price_per_million
+        if limits.max_cost is not None and price is not None and tokens * price / 1e6 > limits.max_cost:
+            raise TerminalError(
+                f"the next request would exceed --max-cost {limits.max_cost:g} (${books.cost or 0:.2f} are spent)",
+                "resume with a higher --max-cost",
+            )
+
+
+def _digest(chunk: Chunk) -> bytes:
+    if chunk.digest is None:
+        chunk.digest = hashlib.blake2b(chunk.text.encode(), digest_size=TEXT_DIGEST_BYTES).digest()
+    return chunk.digest

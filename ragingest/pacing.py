@@ -1,0 +1,672 @@
+"""How fast and how many at once: budgets a minute, pauses, and a concurrency that finds itself.
+
+Pure asyncio: no I/O, and clock and sleep are parameters. One event loop uses an object; none of
+them is for several threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from enum import Enum
+
+__all__ = ["AdaptiveConcurrency", "Grant", "RateLimiter", "Slot", "parse_reset", "parse_retry_after"]
+
+Clock = Callable[[], float]
+Sleep = Callable[[float], Awaitable[None]]
+
+LONGEST_SLEEP = 3600.0
+"""Seconds; a longer wait is slept in pieces."""
+
+
+# -- budgets a minute ------------------------------------------------------------------------------
+
+
+class Grant:
+    """An amount that was granted, and when (seconds of the limiter's clock); `refund` takes it back."""
+
+    __slots__ = ("amount", "first", "time")
+
+    def __init__(self, moment: float, amount: float) -> None:
+        self.first = moment
+        self.time = moment
+        self.amount = amount
+
+
+class RateLimiter:
+    """A budget of units (requests, or tokens) in any window of time.
+
+    Guarantee: the amounts granted within [t, t + window) never exceed the limit, for any t, exact for
+    whole amounts. Under steady demand at least 98 % of the limit is used if the amounts are at most
+    1 % of it or divide it; larger ones lose up to their own size (three of 30 % fit, a fourth does
+    not). Callers are served in the order of their calls. A caller that is cancelled has spent nothing.
+
+    The law: a token bucket (GCRA, ITU-T I.371) with a burst of `1 - use` of the limit and a refill of
+    `use` of it a window, which together are the limit; a log of the last window keeps the guarantee
+    where single amounts are larger than the burst. Even pacing rather than spending at once leaves
+    room for what the network adds: requests that arrive closer together than they left.
+
+    Args:
+        per_minute: units a window, which is a minute unless `window` says otherwise; None: no limit
+            until `learn` hears of one. A limit heard of never raises this one.
+        window: seconds.
+        use: part of the limit that is paced over a window, in (0.5, 1).
+
+    Raises:
+        ValueError: a limit or a window that is not positive.
+    """
+
+    def __init__(
+        self,
+        per_minute: float | None,
+        window: float = 60.0,
+        *,
+        use: float = 0.99,
+        clock: Clock = time.monotonic,
+        sleep: Sleep = asyncio.sleep,
+    ) -> None:
+        if per_minute is not None and not 0 < per_minute < math.inf:
+            raise ValueError("a limit is a positive number of units")
+        if not 0 < window < math.inf or not 0.5 < use < 1:
+            raise ValueError("a window is a positive number of seconds, and `use` a part of the limit")
+        self._given = per_minute
+        self._heard: float | None = None
+        self._window = window
+        self._use = use
+        self._clock = clock
+        self._sleep = sleep
+        self._turn = asyncio.Lock()
+        self._log: deque[Grant] = deque()
+        self._spent: float = 0
+        self._full_at = -math.inf
+        self._paused_until = -math.inf
+        self._others: float = 0
+        self._others_heard = -math.inf
+        self._others_until = -math.inf
+        self._changed: asyncio.Future[None] | None = None
+        self._waited = 0.0
+        self._waiting: dict[object, float] = {}
+
+    @property
+    def limit(self) -> float | None:
+        """Units a window: the lower of the one given and the one last heard; None if there is none."""
+        if self._given is None or self._heard is None:
+            return self._heard if self._given is None else self._given
+        return min(self._given, self._heard)
+
+    @property
+    def waited(self) -> float:
+        """Seconds that callers have waited, summed over all, those still waiting included."""
+        now = self._clock()
+        return self._waited + sum(now - began for began in self._waiting.values())
+
+    @property
+    def paused(self) -> bool:
+        """Whether a pause is on."""
+        return self._clock() < self._paused_until
+
+    async def acquire(self, amount: float = 1) -> Grant:
+        """Return when `amount` units may be spent; they are spent with the return, not before.
+
+        Raises:
+            ValueError: the amount is not positive, or over the limit, which may have fallen since the
+                call. Nothing is spent then.
+        """
+        self._check(amount)
+        began = self._clock()
+        caller = object()
+        self._waiting[caller] = began
+        try:
+            async with self._turn:
+                while True:
+                    self._check(amount)
+                    now = self._clock()
+                    due = self._due(amount, now)
+                    if due <= now:
+                        return self._grant(amount, now, max(due, began))
+                    await self._nap(due - now)
+        finally:
+            self._waited += self._clock() - self._waiting.pop(caller)
+
+    def refund(self, amount: float, grant: Grant | None = None) -> None:
+        """Give back `amount` units that were granted and not used.
+
+        With the `grant` that they belong to the window stays exact; without it they are taken from
+        the oldest amounts, which is right while the grant is younger than a window.
+        """
+        if not amount >= 0:
+            raise ValueError("an amount to refund is not negative")
+        limit, now = self.limit, self._clock()
+        if limit is None:
+            return
+        self._expire(now)
+        left = amount
+        for entry in [grant] if grant is not None else self._log:
+            part = min(left, entry.amount)
+            entry.amount -= part
+            left -= part
+            if entry.time + self._window > now:
+                self._spent -= part
+            if left <= 0:
+                break
+        self._full_at -= (amount - left) / self._rate(limit, now)
+        self._wake()
+
+    def charge(self, amount: float) -> None:
+        """Book `amount` units that were spent beyond what was granted, even into debt.
+
+        They count from now; nothing is granted until the window holds less than the limit again.
+        """
+        if not amount >= 0:
+            raise ValueError("an amount to charge is not negative")
+        limit, now = self.limit, self._clock()
+        if limit is not None and amount:
+            self._book(amount, now)
+            self._full_at = max(self._full_at, now) + amount / self._rate(limit, now)
+
+    def pause(self, seconds: float) -> None:
+        """Grant nothing for `seconds` from now (Retry-After). Of several pauses the longest wins."""
+        if seconds > 0:
+            self._paused_until = max(self._paused_until, self._clock() + seconds)
+
+    def learn(self, limit: float | None = None, remaining: float | None = None, reset: float | None = None) -> None:
+        """Correct the budget by the headers of an answer; None and nonsense are passed over.
+
+        What the server has counted beyond our own log was spent by others on the same key (or before
+        we knew a limit): it is taken from our budget until `reset`, and the pace yields to it, to come
+        back within half a window after the others have stopped. A `remaining` above our own idea
+        changes nothing: the window is ours to keep.
+
+        Args:
+            limit: units a window, effective at once, up or down, but never over the one given.
+            remaining: units that the server has left for us.
+            reset: seconds until the server's budget is whole again; a window if it does not say.
+        """
+        now = self._clock()
+        if limit is not None and 0 < limit < math.inf:
+            before, self._heard = self.limit, limit
+            self._repace(before, now)
+        known = self.limit
+        if known is not None and remaining is not None and 0 <= remaining < math.inf:
+            self._expire(now)
+            counted = max(0.0, known - remaining - self._spent)
+            self._others = max(counted, self._faded(known, now))
+            self._others_heard = now
+            wait = reset if reset is not None and 0 <= reset < math.inf else self._window
+            if counted:
+                self._others_until = now + wait
+        self._wake()
+
+    # -- when, and how much ------------------------------------------------------------------------
+
+    def _check(self, amount: float) -> None:
+        limit = self.limit
+        if not 0 < amount < math.inf:
+            raise ValueError(f"an amount is a positive number, not {amount}")
+        if limit is not None and amount > limit:
+            raise ValueError(f"an amount of {amount:g} can never be granted: the limit is {limit:g}")
+
+    def _due(self, amount: float, now: float) -> float:
+        """The moment at which `amount` may be granted, as far as is known now."""
+        limit = self.limit
+        if limit is None:
+            return self._paused_until
+        self._expire(now)
+        rate = self._rate(limit, now)
+        burst = (1 - self._use) * limit
+        due = max(self._paused_until, self._full_at - (burst - min(amount, burst)) / rate)
+        others = self._others if now < self._others_until else 0.0
+        over = self._spent + others + amount - limit
+        if over > 0:
+            alone = self._frees(over)
+            with_others = max(self._others_until, self._frees(over - others)) if others else math.inf
+            due = max(due, min(alone, with_others))
+        return due
+
+    def _frees(self, amount: float) -> float:
+        """When the log will have let go of `amount`."""
+        moment = -math.inf
+        for entry in self._log:
+            if amount <= 0:
+                return moment
+            amount -= entry.amount
+            moment = entry.time + self._window
+        # What only rounding keeps from fitting fits with the last of them.
+        return moment if amount <= 1e-9 * (1 + self._spent) else math.inf
+
+    def _grant(self, amount: float, now: float, due: float) -> Grant:
+        limit = self.limit
+        if limit is None:
+            return Grant(now, amount)
+        # The schedule goes on from when the grant was due: a timer's lateness costs nothing.
+        due = max(due, now - (1 - self._use) * self._window)
+        self._full_at = max(self._full_at, min(due, now)) + amount / self._rate(limit, now)
+        return self._book(amount, now)
+
+    def _book(self, amount: float, now: float) -> Grant:
+        """Into the log, which holds some 1,000 entries at most: neighbours count as of the later one."""
+        self._spent += amount
+        if self._log and now - self._log[-1].first <= self._window / 1000:
+            last = self._log[-1]
+            last.time = now
+            last.amount += amount
+            return last
+        entry = Grant(now, amount)
+        self._log.append(entry)
+        return entry
+
+    def _expire(self, now: float) -> None:
+        while self._log and self._log[0].time + self._window <= now:
+            self._spent -= self._log.popleft().amount
+        if not self._log:
+            self._spent = 0
+
+    def _rate(self, limit: float, now: float) -> float:
+        """Units a second; what others spend is left to them, but for small differences in counting."""
+        share = max(0.02, 1 - max(0.0, self._faded(limit, now) / limit - 0.03))
+        return share * self._use * limit / self._window
+
+    def _faded(self, limit: float, now: float) -> float:
+        """What others spend, as last heard and less the longer ago that is."""
+        return max(0.0, self._others - 2 * limit * (now - self._others_heard) / self._window)
+
+    def _repace(self, before: float | None, now: float) -> None:
+        """A debt in units takes another time to pay at another limit."""
+        after = self.limit
+        if before is not None and after is not None and self._full_at > now:
+            self._full_at = now + (self._full_at - now) * before / after
+
+    async def _nap(self, seconds: float) -> None:
+        """Sleep, at most until something has changed for the better."""
+        self._changed = asyncio.get_running_loop().create_future()
+        sleeper = asyncio.ensure_future(self._sleep(min(seconds, LONGEST_SLEEP)))
+        try:
+            await asyncio.wait({sleeper, self._changed}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sleeper.cancel()
+            self._changed = None
+
+    def _wake(self) -> None:
+        if self._changed is not None and not self._changed.done():
+            self._changed.set_result(None)
+
+
+# -- how many at once ------------------------------------------------------------------------------
+
+
+class _Phase(Enum):
+    DOUBLING = "doubling"  # from the start, while it pays
+    HOLDING = "holding"  # at a good level, for some rounds
+    PROBING = "probing"  # at a level next to it
+    RECOVERING = "recovering"  # at half, once throttled, before going back to what was good
+
+
+@dataclass(frozen=True, slots=True)
+class _Level:
+    """What was measured at a concurrency: units a second, and seconds a call."""
+
+    limit: int
+    rate: float
+    latency: float
+
+
+class Slot:
+    """One call's place. Report how it went, once, before leaving; a slot that reports nothing counts for nothing."""
+
+    __slots__ = ("_began", "_epoch", "_owner", "_reported")
+
+    def __init__(self, owner: AdaptiveConcurrency, epoch: int, began: float) -> None:
+        self._owner = owner
+        self._epoch = epoch
+        self._began = began
+        self._reported = False
+
+    def succeeded(self, latency_seconds: float, units: float = 1) -> None:
+        """The call brought `units` (texts, say); the server took `latency_seconds` for it."""
+        if not self._reported:
+            self._reported = True
+            self._owner._completed(self._epoch, self._began, latency_seconds, units)
+
+    def throttled(self) -> None:
+        """The server said that this is too much: 429 or 503."""
+        if not self._reported:
+            self._reported = True
+            self._owner._throttled(self._epoch)
+
+    def failed(self) -> None:
+        """The call failed in a way that says nothing about load: it took its time and brought nothing."""
+        if not self._reported:
+            self._reported = True
+            self._owner._completed(self._epoch, self._began, None, 0)
+
+
+class AdaptiveConcurrency:
+    """Slots for calls, as many as pay.
+
+    Doubles from `start` while throughput follows; then probes a neighbouring level from time to time,
+    up and down in turn, and moves there if it pays: if throughput changes by more than the tenth
+    part (`PAYS`) of what the concurrency does, both in proportion. A probe that pays is followed by
+    a longer step the same way, one that does not by a longer rest (4 to 64 rounds), so a server that
+    gets better is noticed. 429 and 503 halve it; a level that was clean before is taken up again
+    after one round. A latency half as high again, without more throughput, takes a quarter off.
+
+    At least one round, as many completions as there are slots, lies between two changes; only calls
+    that began after the last change count, and rounds in which the slots were not wanted change
+    nothing. Never below 1, never over `maximum`; callers are served in the order of their calls.
+
+    The law: Little's (throughput = concurrency / time in the slot); additive increase, multiplicative
+    decrease (Chiu and Jain 1989) with slow start and the memory of the last good level (TCP).
+
+    Raises:
+        ValueError: start or maximum below 1, or start over maximum.
+    """
+
+    PAYS = 0.1
+    DOUBLING_PAYS = 0.4
+    RESTS = (4, 64)
+    PROBE_ROUNDS = 4
+
+    def __init__(self, start: int = 4, maximum: int | None = 64, *, clock: Clock = time.monotonic) -> None:
+        if start < 1 or (maximum is not None and maximum < start):
+            raise ValueError("concurrency starts at 1 or more, and not over its maximum")
+        self._limit = start
+        self._maximum = maximum
+        self._clock = clock
+        self._in_flight = 0
+        self._peak = 0
+        self._waiters: deque[asyncio.Future[int]] = deque()
+        self._phase = _Phase.DOUBLING
+        self._base: _Level | None = None
+        self._good = 0
+        self._ceiling: int | None = None  # where it was last throttled
+        self._upwards = True
+        self._step = 1
+        self._rest = self.RESTS[0]
+        self._rounds = 0
+        self._epoch = 0
+        self._skip = 0
+        self._busy_since = clock()
+        self._begin_round()
+
+    @property
+    def limit(self) -> int:
+        """Slots there are now."""
+        return self._limit
+
+    @property
+    def in_flight(self) -> int:
+        """Slots that are held."""
+        return self._in_flight
+
+    @property
+    def peak(self) -> int:
+        """The most slots ever held at once."""
+        return self._peak
+
+    @asynccontextmanager
+    async def slot(self) -> AsyncIterator[Slot]:
+        """Hold a slot; wait for one if all are taken. A caller that is cancelled leaves none behind."""
+        epoch = await self._enter()
+        try:
+            yield Slot(self, epoch, self._clock())
+        finally:
+            self._account(-1)
+            self._let_in()
+
+    async def _enter(self) -> int:
+        """Wait for a slot; the epoch (which limit it is, counted) in which it was given."""
+        if self._in_flight < self._limit and not self._waiters:
+            self._account(+1)
+            return self._epoch
+        waiter: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            if waiter.cancelled():
+                with suppress(ValueError):
+                    self._waiters.remove(waiter)
+            else:
+                self._account(-1)
+                self._let_in()
+            raise
+
+    def _let_in(self) -> None:
+        while self._waiters and self._in_flight < self._limit:
+            waiter = self._waiters.popleft()
+            if not waiter.cancelled():
+                self._account(+1)
+                waiter.set_result(self._epoch)
+
+    def _account(self, change: int) -> None:
+        """Count slots held, and slot-seconds, by which a round is known to have been busy."""
+        now = self._clock()
+        self._busy += min(self._in_flight, self._limit) * (now - self._busy_since)
+        self._busy_since = now
+        self._in_flight += change
+        self._peak = max(self._peak, self._in_flight)
+
+    # -- rounds ------------------------------------------------------------------------------------
+
+    def _begin_round(self) -> None:
+        self._round_began = self._busy_since = self._clock()
+        self._busy = 0.0
+        self._completions = 0
+        self._units = 0.0
+        self._held_seconds = 0.0
+        self._latencies = 0.0
+        self._successes = 0
+
+    def _move(self, limit: int, phase: _Phase) -> None:
+        limit = max(1, limit if self._maximum is None else min(limit, self._maximum))
+        if limit != self._limit:
+            self._account(0)
+            self._limit = limit
+            self._epoch += 1
+        self._phase = phase
+        # Of the first calls those that are short end first: they would flatter the new level.
+        self._skip = limit if phase is _Phase.PROBING else 0
+        self._begin_round()
+        self._let_in()
+
+    def _completed(self, epoch: int, began: float, latency: float | None, units: float) -> None:
+        if epoch != self._epoch:
+            return
+        if self._skip:
+            self._skip -= 1
+            if not self._skip:
+                self._begin_round()
+            return
+        self._completions += 1
+        self._units += units
+        self._held_seconds += self._clock() - began
+        if latency is not None:
+            self._latencies += latency
+            self._successes += 1
+        rounds = self.PROBE_ROUNDS - 1 if self._phase is _Phase.PROBING else 1
+        if self._completions >= rounds * self._limit:
+            self._end_round()
+
+    def _end_round(self) -> None:
+        self._account(0)
+        wanted = self._busy >= 0.9 * self._limit * (self._clock() - self._round_began)
+        if not wanted or self._units <= 0 or self._held_seconds <= 0:
+            if self._phase is _Phase.PROBING and self._base is not None:
+                self._move(self._base.limit, _Phase.HOLDING)
+            else:
+                self._begin_round()
+            return
+        rate = self._limit * self._units / self._held_seconds
+        level = _Level(self._limit, rate, self._latencies / self._successes if self._successes else 0.0)
+        if self._phase is _Phase.DOUBLING:
+            self._double(level)
+        elif self._phase is _Phase.PROBING:
+            self._judge(level)
+        elif self._phase is _Phase.RECOVERING:
+            self._hold(self._good)
+        else:
+            self._watch(level)
+
+    def _double(self, level: _Level) -> None:
+        base = self._base
+        if base is not None and _elasticity(base, level) < self.DOUBLING_PAYS:
+            # Little's law: so many were really served at once.
+            knee = math.ceil(base.limit * level.rate / base.rate)
+            self._hold(max(base.limit, min(knee, level.limit)))
+        elif level.limit == self._maximum:
+            self._hold(level.limit, level)
+        else:
+            self._base = level
+            self._move(2 * level.limit, _Phase.DOUBLING)
+
+    def _hold(self, limit: int, base: _Level | None = None) -> None:
+        self._base = base
+        self._rounds = 0
+        self._step = max(1, limit // 8)
+        self._move(limit, _Phase.HOLDING)
+
+    def _watch(self, level: _Level) -> None:
+        base = self._base
+        if base is not None and level.latency > 1.5 * base.latency and level.rate < 1.05 * base.rate:
+            self._rest = self.RESTS[0]
+            self._hold(level.limit * 3 // 4)
+            return
+        self._base = level if base is None else _blend(base, level)
+        self._rounds += 1
+        if self._rounds < self._rest:
+            self._begin_round()
+        else:
+            self._probe(self._base)
+
+    def _probe(self, base: _Level) -> None:
+        """Try the next level; up and down take turns, except at the ends."""
+        if base.limit == self._maximum:
+            self._upwards = False
+        elif base.limit == 1:
+            self._upwards = True
+        step = self._step
+        if self._upwards and self._ceiling is not None and self._ceiling > base.limit:
+            step = min(step, max(1, (self._ceiling - base.limit) // 2))
+        target = max(1, base.limit + step if self._upwards else base.limit - step)
+        self._base = base
+        if self._maximum == 1:
+            self._hold(1, base)
+        else:
+            self._move(target, _Phase.PROBING)
+
+    def _judge(self, level: _Level) -> None:
+        """Stay where the probe led, or go back and wait longer before the next one, the other way."""
+        base = self._base
+        assert base is not None
+        upwards = level.limit > base.limit
+        pays = (_elasticity(base, level) > self.PAYS) == upwards
+        if not pays:
+            self._upwards = not upwards
+            self._rest = min(2 * self._rest, self.RESTS[1])
+            self._hold(base.limit, base)
+        elif upwards and level.limit != self._maximum:
+            self._rest = self.RESTS[0]
+            self._step = min(2 * self._step, max(1, level.limit // 2))
+            if self._ceiling is not None and level.limit >= self._ceiling:
+                self._ceiling = None
+            self._probe(level)
+        else:
+            self._hold(level.limit, level)
+
+    def _throttled(self, epoch: int) -> None:
+        if epoch != self._epoch:
+            return
+        self._epoch += 1  # what is under way will hear of the same overload
+        limit, base = self._limit, self._base
+        half = max(1, limit // 2)
+        self._ceiling = limit
+        if self._phase is _Phase.PROBING and base is not None and base.limit < limit:
+            self._good = base.limit
+            self._upwards = self._step > 1
+            self._rest = min(2 * self._rest, self.RESTS[1])
+            self._recover(half)
+        elif self._phase is _Phase.HOLDING and self._rounds >= self.RESTS[0]:
+            self._good = limit - max(1, limit // 10)
+            self._recover(half)
+        else:
+            self._upwards = True
+            self._rest = self.RESTS[0] // 2
+            self._hold(half)
+
+    def _recover(self, half: int) -> None:
+        self._base = None
+        self._good = max(self._good, half)
+        self._move(half, _Phase.RECOVERING)
+
+
+def _elasticity(before: _Level, after: _Level) -> float:
+    """By what part throughput follows concurrency: 1 where each slot adds as much, 0 where none does."""
+    return math.log(after.rate / before.rate) / math.log(after.limit / before.limit)
+
+
+def _blend(old: _Level, new: _Level, part: float = 0.3) -> _Level:
+    return _Level(
+        old.limit, old.rate + part * (new.rate - old.rate), old.latency + part * (new.latency - old.latency)
+    )
+
+
+# -- what servers say about time -------------------------------------------------------------------
+
+_NUMBER = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
+_PLAIN = re.compile(_NUMBER)
+_DURATION = re.compile(
+    "".join(rf"(?:({_NUMBER}){unit})?" for unit in ("d", "h", "m(?!s)", "s", "ms", "[uµ]s", "ns"))
+)
+_SIZES = (86400.0, 3600.0, 60.0, 1.0, 1e-3, 1e-6, 1e-9)
+
+
+def parse_reset(text: str) -> float | None:
+    """Seconds of `1s`, `6m0s`, `120ms`, `1h2m3s` or a plain number of seconds; None if it is none of these.
+
+    The form is Go's `time.Duration`, which OpenAI's `x-ratelimit-reset-*` headers have, and days.
+    """
+    text = text.strip()
+    if _PLAIN.fullmatch(text):
+        return _finite(float(text))
+    match = _DURATION.fullmatch(text)
+    if not text or match is None:
+        return None
+    return _finite(sum(float(part) * size for part, size in zip(match.groups(), _SIZES, strict=True) if part))
+
+
+def parse_retry_after(headers: Mapping[str, str], now: datetime) -> float | None:
+    """Seconds to wait, at least 0, by `retry-after-ms`, else by `Retry-After`; None if neither makes sense.
+
+    `Retry-After` is a number of seconds, whole or not, or an HTTP date (RFC 9110, 10.2.3), which is
+    compared with `now`; a time without a zone is UTC. Names of headers in any case.
+    """
+    found = {
+        name.lower(): value.strip() for name, value in headers.items() if name.lower().startswith("retry-after")
+    }
+    milliseconds = found.get("retry-after-ms", "")
+    if _PLAIN.fullmatch(milliseconds) and (seconds := _finite(float(milliseconds) / 1000)) is not None:
+        return seconds
+    text = found.get("retry-after", "")
+    if _PLAIN.fullmatch(text):
+        return _finite(float(text))
+    try:
+        date = parsedate_to_datetime(text)
+        return max(0.0, (_in_utc(date) - _in_utc(now)).total_seconds())
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+
+
+def _in_utc(moment: datetime) -> datetime:
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+
+
+def _finite(seconds: float) -> float | None:
+    return seconds if math.isfinite(seconds) else None

@@ -1,0 +1,550 @@
+"""What a run would do and cost, found out by reading the source alone: nothing is sent, nothing written.
+
+Records and rejects are counted by the same source and decoder that a run uses, so they are exact
+unless only a sample is read. Tokens are counted where a tokenizer is at hand and estimated from
+bytes otherwise. Ids are not compared: documents that a run would pass over as duplicates or as
+unchanged count as new ones. Memory does not grow with the source.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from ragingest.batching import calculate_batch_size
+from ragingest.chunking import Chunker, whole
+from ragingest.decoding import Decoder, FieldMapping
+from ragingest.documents import Chunk, Document, Record
+from ragingest.embedders import EMBEDDERS, open_embedder
+from ragingest.errors import ExitCode, RejectedError, UsageError
+from ragingest.models import DEFAULT_MODELS, ModelFacts, facts_of
+from ragingest.protocols import Source, StoreLimits
+from ragingest.settings import JobSettings
+from ragingest.sources import open_source
+from ragingest.stores import open_store
+from ragingest.tokens import TextSize, TokenEstimator, exact_counter, measure
+
+__all__ = ["Plan", "PlanOptions", "Watch", "make_plan"]
+
+LEDGER_BYTES = 60
+"""An entry of the ledger on disk, with what its file leaves empty."""
+
+COUNTED_BYTES = 4_000_000
+"""So much text is counted exactly, where that can be done; the rest at the ratio found."""
+
+PACKED = 0.92
+"""How full of tokens requests get where they are packed by a learned ratio."""
+
+LOCAL_EMBEDDERS = ("wordllama", "null", "sentence-transformers")
+
+Split = Callable[[list[Document]], list[list[Chunk]]]
+Watch = Callable[[int, int | None, int], None]
+"""Is told, after each block, the bytes read of the file, its size if that is known, and the records read."""
+
+
+class PlanOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What the plan cannot know by itself."""
+
+    sample: int | None = None
+    """Read only so many records, and scale up by the bytes of the file."""
+    rpm: float | None = None
+    tpm: float | None = None
+    throughput: float | None = None
+    """Texts that the embedder takes a second."""
+    price_per_million: float | None = None
+    batch_size: int | None = None
+    upsert_size: int | None = None
+
+    def check(self) -> None:
+        """Refuse numbers that cannot work.
+
+        Raises:
+            UsageError: says which flag, and what it takes.
+        """
+        for name in ("sample", "batch_size", "upsert_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"--{name.replace('_', '-')} {value} is too small", "give at least 1")
+        for name in ("rpm", "tpm", "throughput"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UsageError(f"--{name} {value:g} makes no sense", "give a number over 0")
+        price = self.price_per_million
+        if price is not None and not 0 <= price < math.inf:
+            raise UsageError(f"--price-per-million {price:g} makes no sense", "give dollars, 0 or more")
+
+
+class Plan(msgspec.Struct, kw_only=True):
+    """Everything that can be said before the run. None: unknown."""
+
+    source: str
+    embedder: str
+    model: str
+    dimensions: int | None
+    store: str
+    read: int
+    """Records that were read for this plan."""
+    read_share: float | None
+    """Their part of the source; None if its size is not known. All counts below are scaled by it."""
+    records: int
+    rejected: int
+    reject_kinds: dict[str, int]
+    documents: int
+    long_documents: int
+    """Documents whose text has, or may have, more tokens than the embedder takes in one text."""
+    chunks: int
+    chunks_exact: bool
+    text_bytes: int
+    tokens: int
+    tokens_exact: bool
+    tokens_at_most: int
+    requests: int
+    requests_at_most: int
+    """If each byte were a token."""
+    price_per_million: float | None
+    price_source: str | None
+    """Where the list price stands, and when it was read there; None if it was given or is unknown."""
+    dollars: float | None
+    """At list price, for `tokens`."""
+    dollars_at_most: float | None
+    """For `tokens_at_most`."""
+    batch_dollars: float | None
+    """Through the provider's batch API."""
+    upserts: int | None
+    points_per_upsert: int | None
+    bytes_per_upsert: int | None
+    seconds_at_best: float | None
+    bounded_by: str | None
+    """Which of rpm, tpm and throughput decides that time."""
+    vector_bytes: int | None
+    payload_bytes: int
+    ledger_bytes: int
+    disk_bytes: int | None
+    notes: list[str]
+    exit_code: int
+
+
+def make_plan(
+    settings: JobSettings, options: PlanOptions, watch: Watch = lambda _bytes, _total, _records: None
+) -> Plan:
+    """Read the source, or a sample of it, and work out what a run over it would take.
+
+    Raises:
+        UsageError: settings that make no sense, or a missing package.
+        TerminalError: the source cannot be read.
+    """
+    settings.check()
+    options.check()
+    embedding = _embedding(settings, options)
+    limits = _store_limits(settings)
+    source = open_source(settings)
+    try:
+        tally = _Tally(settings, options, embedding)
+        reader = _Reader(source, options.sample)
+        for records in reader:
+            tally.take(records)
+            watch(reader.progress, source.total_bytes, tally.records)
+        return _plan(settings, options, embedding, limits, source, reader, tally)
+    finally:
+        source.close()
+
+
+# -- the parts that are not opened -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Embedding:
+    """What an embedder takes, without the embedder: no key is needed."""
+
+    model: str
+    dimensions: int | None
+    max_inputs: int
+    max_bytes: int | None
+    max_tokens: int | None
+    max_input_tokens: int | None
+    price: float | None
+    batch_price: float | None
+    price_source: str | None
+    special_tokens: int
+    split: Split
+    count: Callable[[str], int] | None
+    chunks_exact: bool
+
+
+def _embedding(settings: JobSettings, options: PlanOptions) -> _Embedding:
+    name = settings.embedder
+    if name in ("wordllama", "null") or name not in (*EMBEDDERS, *DEFAULT_MODELS, *LOCAL_EMBEDDERS):
+        return _local(settings, options)
+    model = settings.model or DEFAULT_MODELS.get(name)
+    if model is None:
+        raise UsageError(f"--embedder {name} needs a model", "give --model NAME")
+    facts = facts_of(name, model)
+    price, batch_price = _prices(name, facts, options.price_per_million)
+    return _Embedding(
+        model=model,
+        dimensions=settings.dimensions or facts.dimensions,
+        max_inputs=min(options.batch_size or facts.max_inputs, facts.max_inputs),
+        max_bytes=None,
+        max_tokens=facts.max_request_tokens,
+        max_input_tokens=facts.max_input_tokens,
+        price=price,
+        batch_price=batch_price,
+        price_source=_price_source(facts, options),
+        special_tokens=facts.special_tokens,
+        split=whole,
+        count=exact_counter(model),
+        chunks_exact=False,
+    )
+
+
+def _local(settings: JobSettings, options: PlanOptions) -> _Embedding:
+    embedder = open_embedder(settings.embedder, settings.dimensions)
+    try:
+        tokenizer, limits = embedder.tokenizer, embedder.limits
+        split: Split = whole
+        if settings.chunk and tokenizer is not None:
+            split = Chunker(tokenizer, settings.chunk_size, settings.chunk_overlap).split
+        return _Embedding(
+            model=embedder.model,
+            dimensions=embedder.dimensions,
+            max_inputs=min(options.batch_size or limits.max_texts, limits.max_texts),
+            max_bytes=limits.max_bytes,
+            max_tokens=None,
+            max_input_tokens=limits.max_tokens_per_text,
+            price=options.price_per_million or 0.0,
+            batch_price=None,
+            price_source=None,
+            special_tokens=0,
+            split=split,
+            count=(lambda text: len(tokenizer.encode([text])[0])) if tokenizer is not None else None,
+            chunks_exact=True,
+        )
+    finally:
+        embedder.close()
+
+
+def _prices(embedder: str, facts: ModelFacts, given: float | None) -> tuple[float | None, float | None]:
+    if given is not None:
+        return given, None
+    if embedder in LOCAL_EMBEDDERS:
+        return 0.0, None
+    return facts.price_per_million, facts.batch_price_per_million
+
+
+def _price_source(facts: ModelFacts, options: PlanOptions) -> str | None:
+    if options.price_per_million is not None or facts.price_per_million is None:
+        return None
+    return f"{facts.source}, {facts.date}"
+
+
+def _store_limits(settings: JobSettings) -> StoreLimits:
+    """The limits of the store, which is not prepared: it makes no folder and sends nothing.
+
+    Raises:
+        UsageError: there is no such store, or a package is missing.
+    """
+    if settings.store == "qdrant-edge":
+        from ragingest.stores.edge_process import EdgeProcess
+
+        return EdgeProcess.limits  # an object of it would start a process
+    store = open_store(settings.store, Path(settings.store_path), settings.collection)
+    try:
+        return store.limits
+    finally:
+        store.close()
+
+
+# -- reading -----------------------------------------------------------------------------------------
+
+
+class _Reader:
+    """The records of a source by blocks, up to a sample; afterwards, what share of the source they are."""
+
+    def __init__(self, source: Source, sample: int | None) -> None:
+        self._source = source
+        self._sample = sample
+        self.progress = 0
+        self.complete = False
+        self._offset: int | None = None
+
+    def __iter__(self) -> Iterator[list[Record]]:
+        read = 0
+        while (block := self._source.read_block()) is not None:
+            records = block.records
+            left = None if self._sample is None else self._sample - read
+            if left is not None and self._source.rereads:
+                # Where in a compressed file a record is, is only known between two reads of the file.
+                if left <= 0 and block.progress > self.progress:
+                    return
+            elif left is not None and len(records) >= left:
+                self._offset = records[left].offset if len(records) > left else block.end_offset
+                self.progress = block.progress
+                yield records[:left]
+                return
+            read += len(records)
+            self.progress = block.progress
+            yield records
+        self.complete = True
+
+    @property
+    def share(self) -> float | None:
+        """The part of the source that was read, by its bytes; None if it has no known size."""
+        total = self._source.total_bytes
+        if self.complete or total == 0:
+            return 1.0
+        if total is None:
+            return None
+        return min(1.0, (self.progress if self._offset is None else self._offset) / total)
+
+
+class _Requests:
+    """Counts the requests that texts fill, in order."""
+
+    def __init__(self, max_inputs: int, max_tokens: float | None, max_bytes: int | None) -> None:
+        self._max_inputs = max_inputs
+        self._max_tokens = math.inf if max_tokens is None else max_tokens
+        self._max_bytes = math.inf if max_bytes is None else max_bytes
+        self._inputs = 0
+        self._tokens = 0
+        self._bytes = 0
+        self.count = 0
+
+    def add(self, tokens: int, bytes_: int) -> None:
+        self._inputs += 1
+        self._tokens += tokens
+        self._bytes += bytes_
+        over = self._inputs > self._max_inputs
+        over = over or self._tokens > self._max_tokens or self._bytes > self._max_bytes
+        if over or self.count == 0:
+            self.count += 1
+            self._inputs, self._tokens, self._bytes = 1, tokens, bytes_
+
+    def scaled(self, scale: float) -> int:
+        """The count for `scale` times as many texts, where the last request is only as full as it is."""
+        if scale == 1 or self.count == 0:
+            return self.count
+        last = max(self._inputs / self._max_inputs, self._tokens / self._max_tokens, self._bytes / self._max_bytes)
+        return math.ceil((self.count - 1 + min(1.0, last)) * scale)
+
+
+class _Piece(NamedTuple):
+    """A text to embed: its size, and the tokens that it likely has."""
+
+    size: TextSize
+    tokens: int
+
+
+class _Tally:
+    """Adds up what records would make."""
+
+    def __init__(self, settings: JobSettings, options: PlanOptions, embedding: _Embedding) -> None:
+        self._decoder = Decoder(FieldMapping(settings.id_field, settings.text_fields, settings.metadata_field))
+        self._embedding = embedding
+        self._estimator = TokenEstimator(embedding.special_tokens)
+        self._chunking = settings.chunk
+        limits = (embedding.max_inputs, embedding.max_tokens, embedding.max_bytes)
+        likely = None
+        if embedding.max_tokens is not None:
+            likely = embedding.max_tokens * (1.0 if embedding.count is not None else PACKED)
+        self.likely = _Requests(limits[0], likely, limits[2])
+        self.at_most = _Requests(*limits)
+        self.records = 0
+        self.reject_kinds: dict[str, int] = {}
+        self.documents = 0
+        self.long_documents = 0
+        self.chunks = 0
+        self.text_bytes = 0
+        self.payload_bytes = 0
+        self.tokens = 0
+        self.tokens_at_most = 0
+        self.uncounted = 0
+        self._counted_bytes = 0
+
+    def take(self, records: list[Record]) -> None:
+        documents = []
+        for record in records:
+            try:
+                documents.append(self._decoder.decode(record))
+            except RejectedError as error:
+                self.reject_kinds[error.kind] = self.reject_kinds.get(error.kind, 0) + 1
+        self.records += len(records)
+        self.documents += len(documents)
+        for document, chunks in zip(documents, self._embedding.split(documents), strict=True):
+            # What stands in the store beside the text: id and metadata, as they are in the record.
+            around = max(0, len(document.record.raw) - len(document.text.encode()))
+            for chunk in chunks:
+                for piece in self._pieces(chunk):
+                    self._add(piece, around)
+
+    def _pieces(self, chunk: Chunk) -> list[_Piece]:
+        """The chunk as it is embedded; in equal parts if it is too long for the embedder."""
+        size = measure(chunk.text)
+        tokens, exact = self._tokens(chunk, size)
+        limit = self._embedding.max_input_tokens
+        if limit is None or self._estimator.bound(size.bytes) <= limit or (exact and tokens <= limit):
+            return [_Piece(size, tokens)]
+        self.long_documents += 1
+        parts = math.ceil(tokens / limit) if self._chunking else 1
+        part = TextSize(1, math.ceil(size.bytes / parts), size.strange // parts, size.wide // parts)
+        return [_Piece(part, math.ceil(tokens / parts))] * parts
+
+    def _tokens(self, chunk: Chunk, size: TextSize) -> tuple[int, bool]:
+        """The tokens of a chunk, special ones included, and whether that number is exact."""
+        counted: int | None = None
+        if chunk.tokens is not None:
+            counted = len(chunk.tokens)
+        elif self._embedding.count is not None and self._counted_bytes < COUNTED_BYTES:
+            counted = self._embedding.count(chunk.text)
+        if counted is None:
+            self.uncounted += 1
+            return self._estimator.estimate(size.bytes, wide=size.wide), False
+        self._counted_bytes += size.bytes
+        tokens = counted + self._embedding.special_tokens
+        self._estimator.learn(size.bytes, tokens)
+        return tokens, True
+
+    def _add(self, piece: _Piece, around: int) -> None:
+        bytes_ = piece.size.bytes
+        bound = self._estimator.bound(bytes_)
+        self.chunks += 1
+        self.text_bytes += bytes_
+        self.payload_bytes += bytes_ + around
+        self.tokens += piece.tokens
+        self.tokens_at_most += bound
+        self.likely.add(piece.tokens, bytes_)
+        self.at_most.add(bound, bytes_)
+
+
+# -- the sums ----------------------------------------------------------------------------------------
+
+
+def _plan(
+    settings: JobSettings,
+    options: PlanOptions,
+    embedding: _Embedding,
+    limits: StoreLimits,
+    source: Source,
+    reader: _Reader,
+    tally: _Tally,
+) -> Plan:
+    share = reader.share
+    scale = 1 / share if share else 1.0
+
+    def scaled(number: float) -> int:
+        return round(number * scale)
+
+    def dollars(tokens: int, price: float | None) -> float | None:
+        return None if price is None else round(tokens * price / 1_000_000, 6)
+
+    rejected = sum(tally.reject_kinds.values())
+    chunks = scaled(tally.chunks)
+    exact = tally.uncounted == 0 and share == 1.0
+    tokens, at_most = scaled(tally.tokens), scaled(tally.tokens_at_most)
+    at_most = tokens if exact else max(tokens, at_most)
+    requests = tally.likely.scaled(scale)
+    documents, payload = scaled(tally.documents), scaled(tally.payload_bytes)
+    points, upsert_bytes = _upsert(embedding, limits, options, chunks, payload)
+    vectors = None if embedding.dimensions is None else 4 * embedding.dimensions * chunks
+    ledger = LEDGER_BYTES * documents
+    seconds, bounded_by = _time(options, requests, tokens, chunks)
+    return Plan(
+        source=source.name,
+        embedder=settings.embedder,
+        model=embedding.model,
+        dimensions=embedding.dimensions,
+        store=settings.store,
+        read=tally.records,
+        read_share=share,
+        records=scaled(tally.records),
+        rejected=scaled(rejected),
+        reject_kinds={kind: scaled(count) for kind, count in sorted(tally.reject_kinds.items())},
+        documents=documents,
+        long_documents=scaled(tally.long_documents),
+        chunks=chunks,
+        chunks_exact=share == 1.0 and (embedding.chunks_exact or tally.long_documents == 0),
+        text_bytes=scaled(tally.text_bytes),
+        tokens=tokens,
+        tokens_exact=exact,
+        tokens_at_most=at_most,
+        requests=requests,
+        requests_at_most=requests if exact else max(requests, tally.at_most.scaled(scale)),
+        price_per_million=embedding.price,
+        price_source=embedding.price_source,
+        dollars=dollars(tokens, embedding.price),
+        dollars_at_most=dollars(at_most, embedding.price),
+        batch_dollars=dollars(tokens, embedding.batch_price),
+        upserts=None if points is None else math.ceil(chunks / points),
+        points_per_upsert=points,
+        bytes_per_upsert=upsert_bytes,
+        seconds_at_best=seconds,
+        bounded_by=bounded_by,
+        vector_bytes=vectors,
+        payload_bytes=payload,
+        ledger_bytes=ledger,
+        disk_bytes=None if vectors is None else vectors + payload + ledger,
+        notes=_notes(embedding, reader, tally, exact),
+        exit_code=int(ExitCode.REJECTS if rejected else ExitCode.OK),
+    )
+
+
+def _upsert(
+    embedding: _Embedding, limits: StoreLimits, options: PlanOptions, chunks: int, payload: int
+) -> tuple[int | None, int | None]:
+    """Points in an upsert, and its bytes."""
+    if embedding.dimensions is None:
+        return None, None
+    most = min(options.upsert_size or limits.max_points, limits.max_points)
+    around = payload / chunks if chunks else 0.0
+    points = most
+    if limits.max_bytes is not None:
+        points = calculate_batch_size(
+            embedding.dimensions, around, max_request_mb=limits.max_bytes / 1e6, max_count=most
+        )
+    return points, math.ceil(min(points, chunks) * (4 * embedding.dimensions + around))
+
+
+def _time(options: PlanOptions, requests: int, tokens: int, chunks: int) -> tuple[float | None, str | None]:
+    """The least time that the given rates allow, and which of them decides it."""
+    times = {
+        name: amount / rate * minute
+        for name, amount, rate, minute in (
+            ("rpm", requests, options.rpm, 60),
+            ("tpm", tokens, options.tpm, 60),
+            ("throughput", chunks, options.throughput, 1),
+        )
+        if rate is not None
+    }
+    if not times:
+        return None, None
+    slowest = max(times, key=lambda name: times[name])
+    return round(times[slowest], 3), slowest
+
+
+def _notes(embedding: _Embedding, reader: _Reader, tally: _Tally, exact: bool) -> list[str]:
+    notes = []
+    if reader.share is None:
+        notes.append(
+            "only a sample of a stream was read, whose size is not known: the numbers are those of the sample"
+        )
+    elif reader.share < 1:
+        notes.append("all numbers are estimates, scaled up from a sample of the beginning by its bytes")
+    if not exact and embedding.price != 0:
+        notes.append(
+            "tokens are estimated from bytes"
+            if embedding.count is None
+            else f"tokens are counted in the first {COUNTED_BYTES // 1_000_000} MB of text and estimated from there"
+        )
+    if tally.long_documents:
+        notes.append(
+            f"documents that may be over {embedding.max_input_tokens:,} tokens, the most that the embedder takes in "
+            "one text, " + ("are counted in parts" if tally.chunks > tally.documents else "are counted as one text")
+        )
+    if embedding.price_source is not None:
+        notes.append(f"the price is the one listed at {embedding.price_source}")
+    notes.append("ids are not compared: duplicates and unchanged documents are counted as new ones")
+    return notes

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+# How fast a machine is does not decide whether a test passes.
+hypothesis.settings.register_profile(
+    "ragingest", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("ragingest")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what needs the shared corpora where they are not."""
+    if SHARED.is_dir():
+        return
+    left_out = [item for item in items if item.get_closest_marker("shared")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("shared")]
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """The folder of the shared corpora; for tests that are marked `shared`."""
+    return SHARED
+
+
+@pytest.fixture
+def sample_data() -> Path:
+    return Path(__file__).parents[1] / "sample_data"

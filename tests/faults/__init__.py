@@ -1,0 +1,1 @@
+"""The real command, killed, stopped and deprived."""

@@ -1,0 +1,1 @@
+"""Servers on loopback that stand in for the services outside, with their limits, their faults and exact books."""

@@ -1,0 +1,524 @@
+"""An embedding service on loopback: OpenAI's embeddings, files and batches, and Cohere's embed.
+
+It rejects what is over the documented limits, counts requests and tokens in true sliding windows, goes wrong
+on command, and keeps exact books. Vectors are a function of the text (`vector_of`).
+
+In a test, in a thread of its own::
+
+    with EmbeddingsServer(ServerConfig(rpm=600, window=1.0)) as server:
+        client = openai.OpenAI(api_key="sk-test", base_url=server.base_url)
+        server.script([rate_limited(retry_after=1), None, cut_body()])      # one entry a request, then none
+        server.script(odds([(0.3, status(500))], seed=7))                    # or by probability
+        server.script(lambda request: html() if request.ordinal < 3 else None)
+        server.set_limits(rpm=300)
+        assert server.books.texts_answered == 100                            # `books` is a copy, taken now
+        assert server.books.times_answered[digest_of("a text")] == 1
+
+As a process, for tests that kill the client, and for measurements that must not share an interpreter::
+
+    python -m tests.servers.openai_api --port 0 --config '{"rpm": 600, "odds": [[0.3, {"kind": "status"}]]}'
+
+The first line on stdout is its URL. GET /_books answers `Books` as JSON (`read_books(url)`), POST /_control
+takes `Control` as JSON (`control(url, rpm=300)`). `tests.servers.process` starts and stops it.
+
+What happens to a request, in this order: its body is read (413 over `max_body_bytes`), its key is checked
+(401), its JSON is parsed (400), the script is asked for a fault, what a fault refuses is refused, the
+request is checked (400, 404), the rate limits admit it (429), it is computed, and the answer is bent or cut as
+the fault says. So a request that the script or a check refused uses up no limit, and a fault that needs an
+answer does nothing to a request that has none.
+
+A script is for the embedding endpoints unless `endpoint="files"` or `"batches"` is given: there the faults that
+refuse, cut or reset work, and `reset_after` means that the file or the batch was made and nobody heard of it.
+
+A batch goes through `validating`, `in_progress`, `finalizing`, `completed` as it is looked at
+(`polls_per_state`), or by `server.advance()`; `batch_outcomes` make it expire, fail or be cancelled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import socket
+import struct
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import msgspec
+from aiohttp import BodyPartReader, ClientPayloadError, web
+
+from tests.servers import faults
+from tests.servers.answers import Answer, ApiError, Dialect, refused_by_fault, refused_by_limits
+from tests.servers.batches import BatchStore, FileStore, page
+from tests.servers.books import Bookkeeper, Books, Charge, Outcome
+from tests.servers.config import BatchOutcome, Control, ServerConfig
+from tests.servers.embeddings import Embedder, parse_cohere, parse_openai
+from tests.servers.faults import Fault, FaultSource, Script, odds
+from tests.servers.limits import RateLimits
+from tests.servers.vectors import digest_of, vector_of
+
+__all__ = [
+    "BatchOutcome",
+    "Books",
+    "Control",
+    "EmbeddingsServer",
+    "ServerConfig",
+    "control",
+    "digest_of",
+    "read_books",
+    "vector_of",
+]
+
+Endpoint = Literal["embeddings", "files", "batches"]
+Unset = msgspec.UnsetType
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A request that was parsed: its texts for the script, and the rest of the work."""
+
+    texts: Sequence[str]
+    run: Callable[[Fault | None], Answer]
+
+
+_Parse = Callable[[web.Request], Awaitable[_Call]]
+
+
+class EmbeddingsServer:
+    """The server in a thread of its own, while the `with` block runs. All methods may be called from any thread.
+
+    `clock` is what the rate limits count by.
+    """
+
+    def __init__(
+        self, config: ServerConfig | None = None, *, port: int = 0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.config = config or ServerConfig()
+        self.url = ""
+        self._port = port
+        self._clock = clock
+        self._latency = self.config.latency
+        self._lock = threading.RLock()  # around all state that a request changes, but the books
+        self._ledger = Bookkeeper()
+        self._limits = RateLimits(self.config.rpm, self.config.tpm, self.config.window)
+        self._embedder = Embedder(self.config)
+        self._scripts: dict[Endpoint, Script] = {"embeddings": Script(), "files": Script(), "batches": Script()}
+        self._started = threading.Event()
+        self._failure: OSError | None = None
+        self._crashes: list[Exception] = []
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop: asyncio.Event | None = None
+        # Given up when the server is left; its folder goes with it.
+        self._folder = tempfile.TemporaryDirectory(prefix="embeddings-server-", ignore_cleanup_errors=True)
+        self._files = FileStore(Path(self._folder.name))
+        self._batches = BatchStore(self.config, self._files, self._embedder, self._ledger)
+        self._play(self.config.script, self.config.odds, self.config.seed, self.config.script_endpoint)
+
+    @property
+    def base_url(self) -> str:
+        """What a client of OpenAI's API takes."""
+        return f"{self.url}/v1"
+
+    @property
+    def books(self) -> Books:
+        """A copy of the books as they are now."""
+        return self._ledger.copy()
+
+    def wait_until(self, condition: Callable[[Books], bool], timeout: float = 30.0) -> Books:
+        """Wait for the books to say something; looked at after each change, so not for one in a hot loop.
+
+        Raises:
+            TimeoutError: they did not in time.
+        """
+        return self._ledger.wait_until(condition, timeout)
+
+    def set_limits(
+        self, *, rpm: int | Unset | None = msgspec.UNSET, tpm: int | Unset | None = msgspec.UNSET
+    ) -> None:
+        """Change a limit for the requests to come; what was used before still counts. None takes it away."""
+        with self._lock:
+            if rpm is not msgspec.UNSET:
+                self._limits.requests.limit = rpm
+            if tpm is not msgspec.UNSET:
+                self._limits.tokens.limit = tpm
+
+    def set_latency(self, seconds: float) -> None:
+        self._latency = seconds
+
+    def script(self, source: FaultSource | None, *, endpoint: Endpoint = "embeddings") -> None:
+        """Faults for the requests to come, in place of those ordered before. None orders none.
+
+        A callable is called in the server's thread, one request at a time.
+        """
+        with self._lock:
+            self._scripts[endpoint].replace(source)
+
+    def plan_batches(self, outcomes: Sequence[BatchOutcome]) -> None:
+        """What becomes of the batches created from now on."""
+        with self._lock:
+            self._batches.plan(outcomes)
+
+    def advance(self, batch_id: str = "all") -> None:
+        """Move a batch, or all, one state on."""
+        with self._lock:
+            self._batches.advance(batch_id)
+
+    def __enter__(self) -> Self:
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._serve()), name="embeddings-server", daemon=True
+        )
+        self._thread.start()
+        self._started.wait()
+        if self._failure is not None:
+            self._thread.join()
+            self._folder.cleanup()
+            raise self._failure
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._thread is not None
+        assert self._loop is not None
+        assert self._stop is not None
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+        self._folder.cleanup()
+        if kind is None and self._crashes:
+            raise RuntimeError("the server itself failed in a request, and answered 500") from self._crashes[0]
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        runner = web.AppRunner(self._application(), access_log=None, shutdown_timeout=0.0)
+        await runner.setup()
+        try:
+            site = web.TCPSite(runner, "127.0.0.1", self._port, backlog=1024)
+            try:
+                await site.start()
+            except OSError as error:
+                self._failure = error
+                return
+            self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+            self._started.set()
+            await self._stop.wait()
+        finally:
+            await runner.cleanup()
+            self._started.set()
+
+    def _application(self) -> web.Application:
+        application = web.Application(client_max_size=0)  # its own 413 is not the services'
+        route = application.router.add_route
+
+        def answer(method: str, path: str, endpoint: Endpoint, parse: _Parse, dialect: Dialect = "openai") -> None:
+            async def handle(request: web.Request) -> web.StreamResponse:
+                try:
+                    return await self._exchange(request, endpoint, parse, dialect)
+                except Exception as error:
+                    self._crashes.append(error)
+                    raise
+
+            route(method, path, handle)
+
+        answer("POST", "/v1/embeddings", "embeddings", self._parse_openai)
+        answer("POST", "/v2/embed", "embeddings", self._parse_cohere, "cohere")
+        answer("POST", "/v1/files", "files", self._parse_upload)
+        answer("GET", "/v1/files", "files", self._parse_list_files)
+        answer("GET", "/v1/files/{id}", "files", self._parse_get_file)
+        answer("GET", "/v1/files/{id}/content", "files", self._parse_content)
+        answer("DELETE", "/v1/files/{id}", "files", self._parse_delete_file)
+        answer("POST", "/v1/batches", "batches", self._parse_create_batch)
+        answer("GET", "/v1/batches", "batches", self._parse_list_batches)
+        answer("GET", "/v1/batches/{id}", "batches", self._parse_poll)
+        answer("POST", "/v1/batches/{id}/cancel", "batches", self._parse_cancel)
+        route("GET", "/_books", self._show_books)
+        route("POST", "/_control", self._take_control)
+        return application
+
+    # One request, from its first byte to the last of its answer.
+
+    async def _exchange(
+        self, request: web.Request, endpoint: Endpoint, parse: _Parse, dialect: Dialect
+    ) -> web.StreamResponse:
+        with self._ledger.flight(endpoint):
+            fault: Fault | None = None
+            try:
+                try:
+                    call = await self._admit(request, endpoint, parse)
+                except (ConnectionError, ClientPayloadError):
+                    self._ledger.broken()
+                    return web.Response()
+                with self._lock:
+                    fault = self._scripts[endpoint].next_fault(endpoint, call.texts)
+                if fault is not None and fault.delay:
+                    await asyncio.sleep(fault.delay)
+                if fault is not None and not _has_effect(fault, endpoint, dialect):
+                    fault = None
+                if fault is not None and fault.kind in faults.REFUSED:
+                    if fault.kind == "reset_before":
+                        self._ledger.closed(endpoint, "reset", fault.kind, None)
+                        return _reset(request)
+                    answer = refused_by_fault(fault, dialect)
+                else:
+                    with self._lock:
+                        answer = call.run(fault)
+            except ApiError as error:
+                answer = error.answer(dialect)
+                if fault is not None and fault.kind != "slow":
+                    fault = None  # there is no answer that it could bend
+            if endpoint == "embeddings" and self._latency:
+                await asyncio.sleep(self._latency)
+            return await self._deliver(request, endpoint, answer, fault)
+
+    async def _admit(self, request: web.Request, endpoint: Endpoint, parse: _Parse) -> _Call:
+        """Read and parse; the body is read to its end before anything is answered."""
+        if request.content_type != "multipart/form-data":
+            await request.read()
+        self._ledger.received(endpoint)
+        limit = self.config.max_body_bytes
+        if endpoint == "embeddings" and limit is not None and len(await request.read()) > limit:
+            raise ApiError(413, f"Maximum content size limit ({limit}) exceeded.")
+        if self.config.api_key is not None:
+            scheme, _, key = request.headers.get("Authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or not key:
+                raise ApiError(401, "You didn't provide an API key.")
+            if key != self.config.api_key:
+                raise ApiError(401, f"Incorrect API key provided: {key[:3]}***.", code="invalid_api_key")
+        call = await parse(request)
+        if endpoint == "embeddings":
+            self._ledger.parsed(len(call.texts))
+        return call
+
+    async def _deliver(
+        self, request: web.Request, endpoint: Endpoint, answer: Answer, fault: Fault | None
+    ) -> web.StreamResponse:
+        kind = fault.kind if fault else None
+        outcome: Outcome = "lost" if kind in faults.LOST else "spoiled" if kind in faults.SPOILED else "answered"
+        # Before the first byte: whoever has the answer finds it in the books.
+        self._ledger.closed(
+            endpoint, "reset" if kind == "reset_after" else str(answer.status), kind, answer.charge, outcome
+        )
+        if kind == "reset_after":
+            return _reset(request)
+        body = answer.body
+        if kind in ("cut_body", "cut_json") and isinstance(body, Path):
+            body = body.read_bytes()
+        if isinstance(body, Path):
+            return web.FileResponse(body)
+        whole = len(body)
+        if kind in ("cut_body", "cut_json"):
+            body = body[: whole // 2]
+        response: web.StreamResponse
+        try:
+            if kind == "cut_body":
+                response = web.StreamResponse(status=answer.status, headers=answer.headers)
+                response.content_type = answer.content_type
+                response.content_length = whole
+                await response.prepare(request)
+                await response.write(body)
+                if request.transport is not None:
+                    request.transport.close()
+                return response
+            response = web.Response(
+                body=body, status=answer.status, headers=answer.headers, content_type=answer.content_type
+            )
+            await response.prepare(request)
+            await response.write_eof()
+            delivered = request.transport is not None
+        except ConnectionError:
+            delivered = False
+        if not delivered and answer.charge is not None and outcome == "answered":
+            self._ledger.undelivered(answer.charge)
+        return response
+
+    # The endpoints.
+
+    async def _parse_openai(self, request: web.Request) -> _Call:
+        parsed = parse_openai(await request.read())
+
+        def run(fault: Fault | None) -> Answer:
+            charge = self._embedder.check(parsed)
+            headers = self._pass_limits(charge, parsed.model, "openai")
+            return _with_headers(self._embedder.answer(parsed, charge, fault), headers)
+
+        return _Call(parsed.texts, run)
+
+    async def _parse_cohere(self, request: web.Request) -> _Call:
+        parsed = parse_cohere(await request.read())
+
+        def run(fault: Fault | None) -> Answer:
+            charge = self._embedder.check_cohere(parsed)
+            self._pass_limits(charge, parsed.model, "cohere")
+            return self._embedder.answer_cohere(parsed, charge, fault)
+
+        return _Call(parsed.texts, run)
+
+    def _pass_limits(self, charge: Charge, model: str, dialect: Dialect) -> dict[str, str]:
+        """Take the request from the limits; the headers that say what is left.
+
+        Raises:
+            ApiError: 429, it does not fit now.
+        """
+        now = self._clock()
+        refusal = self._limits.admit(charge.tokens, now)
+        headers = self._limits.headers(now) if self.config.rate_limit_headers and dialect == "openai" else {}
+        if refusal is not None:
+            self._ledger.limited()
+            error = refused_by_limits(refusal, model, dialect, tell_wait=self.config.retry_after)
+            error.headers.update(headers)
+            raise error
+        self._ledger.accepted(now, len(charge.hashes), charge.tokens)
+        return headers
+
+    async def _parse_upload(self, request: web.Request) -> _Call:
+        purpose, filename, path = "", "", None
+        size = 0
+        async for part in await request.multipart():
+            assert isinstance(part, BodyPartReader)
+            if part.name == "purpose":
+                purpose = await part.text()
+            elif part.name == "file":
+                filename, path = part.filename or "upload", self._files.new_path()
+                with path.open("wb") as file:
+                    while chunk := await part.read_chunk(2**18):
+                        size += len(chunk)
+                        if size <= self.config.max_file_bytes:
+                            file.write(chunk)
+        if path is None or purpose != "batch":
+            raise ApiError(400, "'file' and 'purpose' (here: 'batch') are required properties.")
+        if size > self.config.max_file_bytes:
+            raise ApiError(413, f"The file is {size} bytes, at most {self.config.max_file_bytes} are allowed.")
+        if size == 0:
+            raise ApiError(400, "The file is empty.")
+        stored = path
+
+        def run(_fault: Fault | None) -> Answer:
+            self._ledger.file_uploaded()
+            return Answer.json(self._files.add(stored, filename, purpose).describe())
+
+        return _Call((), run)
+
+    async def _parse_list_files(self, request: web.Request) -> _Call:
+        query = request.query
+        return _Call((), lambda _fault: Answer.json(self._files.page(page(query), query.get("purpose"))))
+
+    async def _parse_get_file(self, request: web.Request) -> _Call:
+        file_id = request.match_info["id"]
+        return _Call((), lambda _fault: Answer.json(self._files.get(file_id).describe()))
+
+    async def _parse_content(self, request: web.Request) -> _Call:
+        file_id = request.match_info["id"]
+        return _Call((), lambda _fault: Answer(200, self._files.get(file_id).path))
+
+    async def _parse_delete_file(self, request: web.Request) -> _Call:
+        file_id = request.match_info["id"]
+        return _Call((), lambda _fault: Answer.json(self._files.delete(file_id)))
+
+    async def _parse_create_batch(self, request: web.Request) -> _Call:
+        body = await request.read()
+        return _Call((), lambda _fault: self._batches.create(body))
+
+    async def _parse_list_batches(self, request: web.Request) -> _Call:
+        query = request.query
+        return _Call((), lambda _fault: self._batches.page(page(query)))
+
+    async def _parse_poll(self, request: web.Request) -> _Call:
+        batch_id = request.match_info["id"]
+        return _Call((), lambda _fault: self._batches.poll(batch_id))
+
+    async def _parse_cancel(self, request: web.Request) -> _Call:
+        batch_id = request.match_info["id"]
+        return _Call((), lambda _fault: self._batches.cancel(batch_id))
+
+    # For the test, not for the client.
+
+    async def _show_books(self, _request: web.Request) -> web.Response:
+        return web.Response(body=msgspec.json.encode(self.books), content_type="application/json")
+
+    async def _take_control(self, request: web.Request) -> web.Response:
+        change = msgspec.json.decode(await request.read(), type=Control)
+        self.set_limits(rpm=change.rpm, tpm=change.tpm)
+        if change.latency is not None:
+            self.set_latency(change.latency)
+        if change.batch_outcomes is not None:
+            self.plan_batches(change.batch_outcomes)
+        if change.advance is not None:
+            self.advance(change.advance)
+        self._play(change.script, change.odds, change.seed, change.script_endpoint)
+        return web.json_response({})
+
+    def _play(
+        self,
+        script: list[Fault | None] | None,
+        chances: list[tuple[float, Fault]] | None,
+        seed: int,
+        endpoint: Endpoint,
+    ) -> None:
+        if chances is not None:
+            self.script(odds(chances, seed), endpoint=endpoint)
+        elif script is not None:
+            self.script(script, endpoint=endpoint)
+
+
+def _has_effect(fault: Fault, endpoint: Endpoint, dialect: Dialect) -> bool:
+    """Whether there is something that the fault could bend."""
+    if fault.kind == "out_of_order":
+        return endpoint == "embeddings" and dialect == "openai"
+    return fault.kind not in faults.SPOILED or endpoint == "embeddings"
+
+
+def _with_headers(answer: Answer, headers: dict[str, str]) -> Answer:
+    return Answer(answer.status, answer.body, headers, answer.content_type, answer.charge)
+
+
+def _reset(request: web.Request) -> web.Response:
+    """End the connection with a RST."""
+    transport = request.transport
+    if transport is not None:
+        connection: socket.socket = transport.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        transport.abort()
+    return web.Response()
+
+
+def read_books(url: str) -> Books:
+    """The books of a server in another process."""
+    with urllib.request.urlopen(f"{url}/_books") as answer:  # noqa: S310 - the URL is the test's own server
+        return msgspec.json.decode(answer.read(), type=Books)
+
+
+def control(url: str, **changes: Any) -> None:
+    """Change a server in another process; the names are those of `Control`."""
+    body = msgspec.json.encode(msgspec.convert(changes, Control, from_attributes=True))
+    request = urllib.request.Request(f"{url}/_control", data=body, method="POST")  # noqa: S310 - as above
+    with urllib.request.urlopen(request):  # noqa: S310 - as above
+        pass
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    parser = argparse.ArgumentParser(prog="python -m tests.servers.openai_api")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--config", default="{}", help="ServerConfig as JSON")
+    options = parser.parse_args(arguments)
+    config = msgspec.json.decode(options.config, type=ServerConfig)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: stop.set())
+    with EmbeddingsServer(config, port=options.port) as server:
+        sys.stdout.write(server.url + "\n")
+        sys.stdout.flush()
+        stop.wait()
+
+
+if __name__ == "__main__":
+    main()

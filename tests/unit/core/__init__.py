@@ -1,0 +1,1 @@
+"""The core: what a job knows and decides, without sources, embedders and stores."""

@@ -1,0 +1,1 @@
+"""The test servers keep their own promises."""
