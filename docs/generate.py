@@ -26,8 +26,10 @@ import typer
 from typer.models import OptionInfo, ParameterInfo
 
 from ragingest.checkpoint import ledger
+from ragingest.checkpoint.state import Checkpoint, PartState
 from ragingest.cli.app import app as ragingest_app
 from ragingest.errors import ExitCode
+from ragingest.events import Counters
 
 __all__ = [
     "COMMAND",
@@ -235,6 +237,15 @@ def layers() -> str:
     return "\n```text\n" + "\n".join(lines) + "\n```\n\n"
 
 
+def checkpoint_fields() -> str:
+    """The names of all fields of a checkpoint."""
+    rows = "".join(
+        f"| {what} | {', '.join(f'`{name}`' for name in struct.__struct_fields__)} |\n"
+        for what, struct in (("checkpoint", Checkpoint), ("part", PartState), ("counters", Counters))
+    )
+    return f"\n| of | fields |\n| --- | --- |\n{rows}\n"
+
+
 def ledger_schema() -> str:
     """The tables of the ledger."""
     return f"\n```sql\n{ledger._SCHEMA.strip()}\n```\n\n"
@@ -245,6 +256,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "exit-codes": exit_codes,
     "variables": variables,
     "layers": layers,
+    "checkpoint-fields": checkpoint_fields,
     "ledger-schema": ledger_schema,
 }
 

@@ -39,15 +39,15 @@ class StreamingBatcher(Generic[T]):
         self._open: list[T] = []
         self._bytes = 0
 
-    def add(self, item: T) -> list[T] | None:
-        """Take an item; return the batch that it completes or does not fit into, if any."""
+    def add(self, item: T) -> list[list[T]]:
+        """Take an item; return the batch, if any, that it completes or does not fit into."""
         size = self._size(item) if self.max_bytes is not None else 0
-        full = None
+        full: list[list[T]] = []
         if self._open and self.max_bytes is not None and self._bytes + size > self.max_bytes:
-            full = self.flush()
+            full = [self.flush()]
         self._open.append(item)
         self._bytes += size
-        return self.flush() if len(self._open) >= self.max_count else full
+        return [self.flush()] if len(self._open) >= self.max_count else full
 
     def flush(self) -> list[T]:
         """Return the open batch, which may be empty, and start another."""
@@ -57,9 +57,7 @@ class StreamingBatcher(Generic[T]):
     def batch_stream(self, items: Iterable[T]) -> Iterator[list[T]]:
         """Yield the batches of `items`, the last one as it is; no batch is empty."""
         for item in items:
-            full = self.add(item)
-            if full:
-                yield full
+            yield from self.add(item)
         rest = self.flush()
         if rest:
             yield rest

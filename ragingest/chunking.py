@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from ragingest.documents import Chunk, Document
 from ragingest.protocols import Tokenizer
+from ragingest.tokens import TYPICAL_RATIO, WIDE_RATIO, measure
 
 if TYPE_CHECKING:
     from semantic_text_splitter import MarkdownSplitter
 
-__all__ = ["Chunker", "whole"]
+__all__ = ["Chunker", "EstimatingChunker", "whole"]
 
 # The splitter's time grows with the square of a text without breaks (60,000 characters: 0.4 s,
 # 200,000: 4 s), and the tokenizer's memory with its length (500 bytes a character).
@@ -82,6 +83,55 @@ class Chunker:
                 self._tokenizer.splitter_backend(), self._size, overlap=self._overlap
             )
         return self._made
+
+
+class EstimatingChunker:
+    """Splits for a model whose tokenizer is not at hand: by characters, at the typical tokens a character.
+
+    No chunk has more than `most` UTF-8 bytes, and so no more than that many tokens, whatever the text.
+
+    Args:
+        size, overlap: tokens, as far as they can be estimated.
+        most: tokens that the model takes at most.
+    """
+
+    def __init__(self, size: int, overlap: int, most: int) -> None:
+        self._size = min(size, most)
+        self._overlap = min(overlap, self._size - 1)
+        self._most = most
+        self._splitters: dict[int, MarkdownSplitter] = {}
+
+    def split(self, documents: Sequence[Document]) -> list[list[Chunk]]:
+        """The chunks of each document, in its order; sets `document.chunks`."""
+        result = []
+        for document in documents:
+            pieces = self._pieces(document.text)
+            document.chunks = len(pieces)
+            result.append([Chunk(document, n, piece, len(piece.encode())) for n, piece in enumerate(pieces)])
+        return result
+
+    def _pieces(self, text: str) -> list[str]:
+        size = measure(text)
+        tokens = (size.bytes - size.wide) * TYPICAL_RATIO + size.wide * WIDE_RATIO
+        if tokens <= self._size and size.bytes <= self._most:
+            return [text]
+        characters = max(8, int(self._size * len(text) / tokens))
+        pieces = self._cut(text, characters)
+        while any(len(piece.encode()) > self._most for piece in pieces):
+            characters = max(1, characters // 2)
+            pieces = self._cut(text, characters)
+        return pieces or [text]
+
+    def _cut(self, text: str, characters: int) -> list[str]:
+        # One splitter serves sizes that differ by less than a sixteenth.
+        capacity = max(1, characters - characters % max(1, characters // 16))
+        if capacity not in self._splitters:
+            from semantic_text_splitter import MarkdownSplitter
+
+            overlap = min(capacity - 1, capacity * self._overlap // self._size)
+            self._splitters[capacity] = MarkdownSplitter(capacity, overlap=overlap)
+        splitter = self._splitters[capacity]
+        return [piece for window in _windows(text) for piece in splitter.chunks(window)]
 
 
 def _windows(text: str) -> Iterator[str]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import msgspec
 
+from ragingest.books import Books
+
 __all__ = [
     "CheckpointSaved",
     "Counters",
@@ -41,6 +43,14 @@ class Counters(msgspec.Struct, kw_only=True):
     upserts: int = 0
     deleted: int = 0
     """Points removed because their document has become shorter."""
+
+    books: Books = msgspec.field(default_factory=Books)
+    """Requests to an embeddings API."""
+
+    def copy(self) -> Counters:
+        """A snapshot that does not change any more."""
+        books = msgspec.structs.replace(self.books, latencies=dict(self.books.latencies))
+        return msgspec.structs.replace(self, books=books)
 
     @property
     def balanced(self) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
-from ragingest.embedders import open_embedder
+from ragingest.embedding import embed_query
 from ragingest.errors import UsageError
 from ragingest.events import Emit, Summary
 from ragingest.protocols import Hit, SearchMode
@@ -45,8 +46,14 @@ async def ingest(
         RagingestError: the run could not begin.
     """
     chosen = msgspec.structs.replace(settings or JobSettings(source=""), source=str(source))
-    run = open_job(
-        absolute(chosen), options or RunOptions(), Path(checkpoint_dir), job=job, fresh=fresh, emit=on_event
+    run = await asyncio.to_thread(
+        open_job,
+        absolute(chosen),
+        options or RunOptions(),
+        Path(checkpoint_dir),
+        job=job,
+        fresh=fresh,
+        emit=on_event,
     )
     return await run.run()
 
@@ -84,11 +91,7 @@ def search(
     store = QdrantEdgeStore(Path(store_path).absolute(), collection)
     spec = store.open()
     try:
-        embedder = open_embedder(spec.embedder, spec.dimensions)
-        try:
-            query = embedder.embed_query(text)
-        finally:
-            embedder.close()
+        query = embed_query(spec.embedder, spec.model, spec.extra.get("base_url"), spec.dimensions, text)
         if mode == "hybrid" and not spec.sparse:
             mode = "dense"
         return store.search(query, limit, mode, filters)

@@ -173,17 +173,25 @@ class RateLimiter:
             self._full_at = max(self._full_at, now) + amount / self._rate(limit, now)
 
     def pause(self, seconds: float) -> None:
-        """Grant nothing for `seconds` from now (Retry-After). Of several pauses the longest wins."""
+        """Grant nothing for `seconds` from now (Retry-After), and begin without a burst then.
+
+        Of several pauses the longest wins.
+        """
         if seconds > 0:
-            self._paused_until = max(self._paused_until, self._clock() + seconds)
+            now, limit = self._clock(), self.limit
+            self._paused_until = max(self._paused_until, now + seconds)
+            if limit is not None:
+                burst = (1 - self._use) * limit / self._rate(limit, now)
+                self._full_at = max(self._full_at, self._paused_until + burst)
 
     def learn(self, limit: float | None = None, remaining: float | None = None, reset: float | None = None) -> None:
         """Correct the budget by the headers of an answer; None and nonsense are passed over.
 
         What the server has counted beyond our own log was spent by others on the same key (or before
         we knew a limit): it is taken from our budget until `reset`, and the pace yields to it, to come
-        back within half a window after the others have stopped. A `remaining` above our own idea
-        changes nothing: the window is ours to keep.
+        back within a window after the others have stopped. A `remaining` above our own idea changes
+        nothing: the guarantee stands. Refund the grant of a refused request before its headers are
+        learned: if the server counts it nevertheless, `remaining` says so.
 
         Args:
             limit: units a window, effective at once, up or down, but never over the one given.
@@ -271,12 +279,13 @@ class RateLimiter:
 
     def _rate(self, limit: float, now: float) -> float:
         """Units a second; what others spend is left to them, but for small differences in counting."""
-        share = max(0.02, 1 - max(0.0, self._faded(limit, now) / limit - 0.03))
-        return share * self._use * limit / self._window
+        others = self._faded(limit, now) / limit
+        share = 1 - others if others > 0.03 else 1.0
+        return max(0.02, share) * self._use * limit / self._window
 
     def _faded(self, limit: float, now: float) -> float:
         """What others spend, as last heard and less the longer ago that is."""
-        return max(0.0, self._others - 2 * limit * (now - self._others_heard) / self._window)
+        return max(0.0, self._others - limit * (now - self._others_heard) / self._window)
 
     def _repace(self, before: float | None, now: float) -> None:
         """A debt in units takes another time to pay at another limit."""
@@ -373,6 +382,7 @@ class AdaptiveConcurrency:
     DOUBLING_PAYS = 0.4
     RESTS = (4, 64)
     PROBE_ROUNDS = 4
+    SAMPLE = 16
 
     def __init__(self, start: int = 4, maximum: int | None = 64, *, clock: Clock = time.monotonic) -> None:
         if start < 1 or (maximum is not None and maximum < start):
@@ -491,9 +501,14 @@ class AdaptiveConcurrency:
         if latency is not None:
             self._latencies += latency
             self._successes += 1
-        rounds = self.PROBE_ROUNDS - 1 if self._phase is _Phase.PROBING else 1
-        if self._completions >= rounds * self._limit:
+        if self._completions >= self._needed():
             self._end_round()
+
+    def _needed(self) -> int:
+        """Completions that make a measurement: a round at least, more where noise would decide."""
+        if self._phase is _Phase.PROBING:
+            return max((self.PROBE_ROUNDS - 1) * self._limit, self.SAMPLE // 2)
+        return max(self._limit, self.SAMPLE) if self._phase is _Phase.HOLDING else self._limit
 
     def _end_round(self) -> None:
         self._account(0)
@@ -518,6 +533,8 @@ class AdaptiveConcurrency:
     def _double(self, level: _Level) -> None:
         base = self._base
         if base is not None and _elasticity(base, level) < self.DOUBLING_PAYS:
+            if self._completions < self.PROBE_ROUNDS * level.limit:
+                return  # a few slow calls may have done it: measure on
             # Little's law: so many were really served at once.
             knee = math.ceil(base.limit * level.rate / base.rate)
             self._hold(max(base.limit, min(knee, level.limit)))
@@ -540,7 +557,7 @@ class AdaptiveConcurrency:
             self._hold(level.limit * 3 // 4)
             return
         self._base = level if base is None else _blend(base, level)
-        self._rounds += 1
+        self._rounds += self._completions // self._limit
         if self._rounds < self._rest:
             self._begin_round()
         else:

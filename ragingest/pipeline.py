@@ -13,21 +13,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from ragingest.batching import PointPacker, StreamingBatcher, slice_batch
+from ragingest.batching import PointPacker, slice_batch
 from ragingest.checkpoint.journal import Journal
 from ragingest.checkpoint.state import Checkpoint, Status
 from ragingest.decoding import Decoder
 from ragingest.documents import Block, Chunk, Document, EmbeddedBatch, Fault, Reject
 from ragingest.errors import RagingestError, RejectedError, TerminalError, TooManyErrorsError, TransientError
 from ragingest.events import CheckpointSaved, Emit, Noticed, Progressed
-from ragingest.protocols import Embedder, RecordBlock, Source, Store
+from ragingest.protocols import RecordBlock, Source, Store
 from ragingest.resources import ResourceManager
 from ragingest.settings import ErrorBudget
 
@@ -39,6 +39,17 @@ SAVE_SHARE = 30
 """Saving checkpoints takes at most one part in this many of the time."""
 
 Split = Callable[[Sequence[Document]], list[list[Chunk]]]
+Embed = Callable[[list[Chunk]], Awaitable[EmbeddedBatch]]
+
+
+class Packer(Protocol):
+    """Fills embedding calls."""
+
+    def add(self, item: Chunk, /) -> Sequence[list[Chunk]]:
+        """The batches that the item completes or does not fit into."""
+        ...
+
+    def flush(self) -> list[Chunk]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +59,17 @@ class PipelineParts:
     source: Source
     decoder: Decoder
     split: Split
-    embedder: Embedder
+    embed: Embed
+    embedded: Callable[[Sequence[Chunk]], Awaitable[None]]
+    """Is told of chunks that the store has confirmed."""
+    packer: Packer
+    dimensions: int
+    sync: Callable[[], None]
+    """Makes what the embedder keeps survive a loss of power."""
     store: Store
     journal: Journal
     resources: ResourceManager
     budget: ErrorBudget
-    batch_size: int
-    batch_bytes: int
     upsert_size: int
     upsert_bytes: int | None
     checkpoint_interval: float
@@ -82,13 +97,13 @@ class Pipeline:
         self._read = parts.journal.counters.read
         self._rejected = parts.journal.counters.rejected
         self._bytes_read = 0
-        self._source_error: RagingestError | None = None
+        self._error: RagingestError | None = None
+        self._gave_up = False
         self._dirty = False
         self._work: asyncio.Task[None] | None = None
-        embedders, upserters = parts.resources.concurrency, parts.store.limits.concurrency
         self._reader = ThreadPoolExecutor(1, "read")
         self._ledger = ThreadPoolExecutor(1, "ledger")
-        self._workers = ThreadPoolExecutor(embedders + upserters + 1, "work")
+        self._workers = ThreadPoolExecutor(parts.store.limits.concurrency + 2, "work")
         self._to_chunk: asyncio.Queue[Block | None] = asyncio.Queue(1)
         self._to_pack: asyncio.Queue[list[Chunk] | None] = asyncio.Queue(1)
         self._to_embed: asyncio.Queue[list[Chunk] | None] = asyncio.Queue(1)
@@ -114,7 +129,7 @@ class Pipeline:
         failures = await _settle(self._work, saver)
         self._p.source.stop()
         self._workers.shutdown(cancel_futures=True)
-        error = _explain(failures) if failures else self._source_error
+        error = _explain(failures) if failures else self._error
         status: Status = "failed" if error else "interrupted" if self._stopping.is_set() else "completed"
         try:
             if status == "completed":
@@ -157,7 +172,7 @@ class Pipeline:
                 self._check_budget(block)
         except (TerminalError, TooManyErrorsError) as error:
             # What was read before is good, and is finished first.
-            self._source_error = error
+            self._error = self._error or error
         await self._to_chunk.put(None)
 
     def _next_block(self) -> Block | None:
@@ -199,6 +214,8 @@ class Pipeline:
         while not self._in_flight.isdisjoint(latest):
             self._landed.clear()
             await self._landed.wait()
+            if self._gave_up:
+                return
         known = await self._in(self._ledger, p.journal.lookup, list(latest.values())) if latest else {}
         block.documents, unchanged = _sort_out(block, latest.values(), known, p.journal.run)
         if unchanged:
@@ -228,12 +245,11 @@ class Pipeline:
 
     async def _packing(self) -> None:
         p = self._p
-        batcher: StreamingBatcher[Chunk] = StreamingBatcher(p.batch_size, p.batch_bytes, lambda chunk: chunk.size)
         async for chunks in _arrivals(self._to_pack, p.linger):
             for chunk in chunks or ():
-                if full := batcher.add(chunk):
+                for full in p.packer.add(chunk):
                     await self._to_embed.put(full)
-            if chunks is None and (rest := batcher.flush()):
+            if chunks is None and (rest := p.packer.flush()):
                 await self._to_embed.put(rest)
         for _ in range(p.resources.concurrency):
             await self._to_embed.put(None)
@@ -245,11 +261,27 @@ class Pipeline:
         await self._to_repack.put(None)
 
     async def _embedder(self) -> None:
-        while (chunks := await self._to_embed.get()) is not None:
+        while True:
             async with self._p.resources.acquire():
-                batches = await self._embed(chunks)
+                chunks = await self._to_embed.get()
+                if chunks is None:
+                    return
+                batches = await self._embed_or_give_up(chunks)
             for batch in batches:
                 await self._to_repack.put(batch)
+
+    async def _embed_or_give_up(self, chunks: list[Chunk]) -> list[EmbeddedBatch]:
+        """Embed, unless embedding has failed for good: what others have under way is still stored."""
+        if self._gave_up:
+            return []
+        try:
+            return await self._embed(chunks)
+        except TerminalError as error:
+            self._error = self._error or error
+            self._gave_up = True
+            self.stop()
+            self._landed.set()
+            return []
 
     async def _embed(self, chunks: list[Chunk]) -> list[EmbeddedBatch]:
         """Embed; a batch that is refused is halved until the guilty chunk stands alone."""
@@ -257,8 +289,8 @@ class Pipeline:
         p.journal.counters.embed_calls += 1
         p.journal.counters.embedded += len(chunks)
         try:
-            batch = await self._in(self._workers, p.embedder.embed, chunks)
-            _check_vectors(batch, p.embedder)
+            batch = await p.embed(chunks)
+            _check_vectors(batch, p.dimensions)
         except RejectedError as error:
             if len(chunks) == 1:
                 await self._refuse(chunks[0], "embed", error)
@@ -302,6 +334,7 @@ class Pipeline:
                 await self._upsert(slice_batch(batch, count // 2, count))
             return
         await self._confirm(batch.chunks)
+        await p.embedded(batch.chunks)
 
     async def _refuse(self, chunk: Chunk, stage: str, error: RejectedError) -> None:
         if chunk.document.fault is None:
@@ -342,6 +375,10 @@ class Pipeline:
 
     # -- checkpoint --------------------------------------------------------------------------------
 
+    def _flush(self) -> None:
+        self._p.sync()
+        self._p.store.flush()
+
     async def _save_regularly(self) -> None:
         pause = self._p.checkpoint_interval
         while True:
@@ -355,9 +392,7 @@ class Pipeline:
         began = time.monotonic()
         self._dirty = False
         journal = self._p.journal
-        checkpoint = await self._in(
-            self._ledger, journal.save, journal.snapshot(status, message), self._p.store.flush
-        )
+        checkpoint = await self._in(self._ledger, journal.save, journal.snapshot(status, message), self._flush)
         self._p.emit(CheckpointSaved(time.monotonic() - began))
         return checkpoint
 
@@ -420,12 +455,11 @@ def _count(block: Block, document: Document) -> None:
         block.stored += 1
 
 
-def _check_vectors(batch: EmbeddedBatch, embedder: Embedder) -> None:
+def _check_vectors(batch: EmbeddedBatch, dimensions: int) -> None:
     """Stores take NaN without a word, and then find nothing: so nothing that is not finite leaves here."""
-    if batch.dense.shape != (len(batch.chunks), embedder.dimensions):
+    if batch.dense.shape != (len(batch.chunks), dimensions):
         raise TerminalError(
-            f"the embedder {embedder.name} returned vectors of shape {batch.dense.shape}, "
-            f"not ({len(batch.chunks)}, {embedder.dimensions})"
+            f"the embedder returned vectors of shape {batch.dense.shape}, not ({len(batch.chunks)}, {dimensions})"
         )
     if not np.isfinite(batch.dense).all():
         raise RejectedError("not_finite", "the embedder returned a vector with NaN or infinity in it")

@@ -1,8 +1,8 @@
 """What a run would do and cost, found out by reading the source alone: nothing is sent, nothing written.
 
-Records and rejects are counted by the same source and decoder that a run uses, so they are exact
-unless only a sample is read. Tokens are counted where a tokenizer is at hand and estimated from
-bytes otherwise. Ids are not compared: documents that a run would pass over as duplicates or as
+Records, rejects and chunks are counted by the same source, decoder and chunker that a run uses, so
+they are exact unless only a sample is read. Tokens are counted where a tokenizer is at hand and
+estimated from bytes otherwise. Ids are not compared: documents that a run would pass over as duplicates or as
 unchanged count as new ones. Memory does not grow with the source.
 """
 
@@ -17,14 +17,14 @@ from typing import NamedTuple
 import msgspec
 
 from ragingest.batching import calculate_batch_size
-from ragingest.chunking import Chunker, whole
+from ragingest.chunking import Chunker, EstimatingChunker, whole
 from ragingest.decoding import Decoder, FieldMapping
 from ragingest.documents import Chunk, Document, Record
 from ragingest.embedders import EMBEDDERS, open_embedder
 from ragingest.errors import ExitCode, RejectedError, UsageError
 from ragingest.models import DEFAULT_MODELS, ModelFacts, facts_of
 from ragingest.protocols import Source, StoreLimits
-from ragingest.settings import JobSettings
+from ragingest.settings import JobSettings, RunOptions
 from ragingest.sources import open_source
 from ragingest.stores import open_store
 from ragingest.tokens import TextSize, TokenEstimator, exact_counter, measure
@@ -37,6 +37,12 @@ LEDGER_BYTES = 60
 COUNTED_BYTES = 4_000_000
 """So much text is counted exactly, where that can be done; the rest at the ratio found."""
 
+LEAST_COMPRESSED_BYTES = 1_000_000
+"""A sample of a compressed file has at least these, so that what the decompressor holds back is a small part."""
+
+TOO_LONG = "too_many_tokens"
+"""What a run says of texts over the embedder's limit, or so long that they may well be over it."""
+
 PACKED = 0.92
 """How full of tokens requests get where they are packed by a learned ratio."""
 
@@ -48,17 +54,13 @@ Watch = Callable[[int, int | None, int], None]
 
 
 class PlanOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What the plan cannot know by itself."""
+    """How the run would go about its work, and what the plan cannot know by itself."""
 
+    run: RunOptions = RunOptions()
     sample: int | None = None
     """Read only so many records, and scale up by the bytes of the file."""
-    rpm: float | None = None
-    tpm: float | None = None
     throughput: float | None = None
     """Texts that the embedder takes a second."""
-    price_per_million: float | None = None
-    batch_size: int | None = None
-    upsert_size: int | None = None
 
     def check(self) -> None:
         """Refuse numbers that cannot work.
@@ -66,17 +68,11 @@ class PlanOptions(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             UsageError: says which flag, and what it takes.
         """
-        for name in ("sample", "batch_size", "upsert_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"--{name.replace('_', '-')} {value} is too small", "give at least 1")
-        for name in ("rpm", "tpm", "throughput"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise UsageError(f"--{name} {value:g} makes no sense", "give a number over 0")
-        price = self.price_per_million
-        if price is not None and not 0 <= price < math.inf:
-            raise UsageError(f"--price-per-million {price:g} makes no sense", "give dollars, 0 or more")
+        self.run.check()
+        if self.sample is not None and self.sample < 1:
+            raise UsageError(f"--sample {self.sample} is too small", "give at least 1")
+        if self.throughput is not None and not 0 < self.throughput < math.inf:
+            raise UsageError(f"--throughput {self.throughput:g} makes no sense", "give texts a second")
 
 
 class Plan(msgspec.Struct, kw_only=True):
@@ -95,10 +91,7 @@ class Plan(msgspec.Struct, kw_only=True):
     rejected: int
     reject_kinds: dict[str, int]
     documents: int
-    long_documents: int
-    """Documents whose text has, or may have, more tokens than the embedder takes in one text."""
     chunks: int
-    chunks_exact: bool
     text_bytes: int
     tokens: int
     tokens_exact: bool
@@ -144,7 +137,7 @@ def make_plan(
     limits = _store_limits(settings)
     source = open_source(settings)
     try:
-        tally = _Tally(settings, options, embedding)
+        tally = _Tally(settings, embedding)
         reader = _Reader(source, options.sample)
         for records in reader:
             tally.take(records)
@@ -173,7 +166,6 @@ class _Embedding:
     special_tokens: int
     split: Split
     count: Callable[[str], int] | None
-    chunks_exact: bool
 
 
 def _embedding(settings: JobSettings, options: PlanOptions) -> _Embedding:
@@ -184,11 +176,16 @@ def _embedding(settings: JobSettings, options: PlanOptions) -> _Embedding:
     if model is None:
         raise UsageError(f"--embedder {name} needs a model", "give --model NAME")
     facts = facts_of(name, model)
-    price, batch_price = _prices(name, facts, options.price_per_million)
+    if settings.dimensions is not None and not facts.shortenable and settings.dimensions != facts.dimensions:
+        raise UsageError(f"{model} makes {facts.dimensions} dimensions", "leave --dimensions out")
+    split: Split = whole
+    if settings.chunk:
+        split = EstimatingChunker(settings.chunk_size, settings.chunk_overlap, facts.max_input_tokens).split
+    price, batch_price = _prices(name, facts, options.run.price_per_million)
     return _Embedding(
         model=model,
         dimensions=settings.dimensions or facts.dimensions,
-        max_inputs=min(options.batch_size or facts.max_inputs, facts.max_inputs),
+        max_inputs=min(options.run.batch_size or facts.max_inputs, facts.max_inputs),
         max_bytes=None,
         max_tokens=facts.max_request_tokens,
         max_input_tokens=facts.max_input_tokens,
@@ -196,9 +193,8 @@ def _embedding(settings: JobSettings, options: PlanOptions) -> _Embedding:
         batch_price=batch_price,
         price_source=_price_source(facts, options),
         special_tokens=facts.special_tokens,
-        split=whole,
+        split=split,
         count=exact_counter(model),
-        chunks_exact=False,
     )
 
 
@@ -212,17 +208,16 @@ def _local(settings: JobSettings, options: PlanOptions) -> _Embedding:
         return _Embedding(
             model=embedder.model,
             dimensions=embedder.dimensions,
-            max_inputs=min(options.batch_size or limits.max_texts, limits.max_texts),
+            max_inputs=min(options.run.batch_size or limits.max_texts, limits.max_texts),
             max_bytes=limits.max_bytes,
             max_tokens=None,
             max_input_tokens=limits.max_tokens_per_text,
-            price=options.price_per_million or 0.0,
+            price=options.run.price_per_million or 0.0,
             batch_price=None,
             price_source=None,
             special_tokens=0,
             split=split,
             count=(lambda text: len(tokenizer.encode([text])[0])) if tokenizer is not None else None,
-            chunks_exact=True,
         )
     finally:
         embedder.close()
@@ -237,7 +232,7 @@ def _prices(embedder: str, facts: ModelFacts, given: float | None) -> tuple[floa
 
 
 def _price_source(facts: ModelFacts, options: PlanOptions) -> str | None:
-    if options.price_per_million is not None or facts.price_per_million is None:
+    if options.run.price_per_million is not None or facts.price_per_million is None:
         return None
     return f"{facts.source}, {facts.date}"
 
@@ -277,9 +272,9 @@ class _Reader:
         while (block := self._source.read_block()) is not None:
             records = block.records
             left = None if self._sample is None else self._sample - read
-            if left is not None and self._source.rereads:
-                # Where in a compressed file a record is, is only known between two reads of the file.
-                if left <= 0 and block.progress > self.progress:
+            if left is not None and self._source.rereads and self._source.total_bytes is not None:
+                # Where in a compressed file a record is, is only known roughly, between two reads of the file.
+                if left <= 0 and block.progress > self.progress >= LEAST_COMPRESSED_BYTES:
                     return
             elif left is not None and len(records) >= left:
                 self._offset = records[left].offset if len(records) > left else block.end_offset
@@ -305,9 +300,9 @@ class _Reader:
 class _Requests:
     """Counts the requests that texts fill, in order."""
 
-    def __init__(self, max_inputs: int, max_tokens: float | None, max_bytes: int | None) -> None:
+    def __init__(self, max_inputs: int, max_tokens: float, max_bytes: int | None) -> None:
         self._max_inputs = max_inputs
-        self._max_tokens = math.inf if max_tokens is None else max_tokens
+        self._max_tokens = max_tokens
         self._max_bytes = math.inf if max_bytes is None else max_bytes
         self._inputs = 0
         self._tokens = 0
@@ -333,30 +328,27 @@ class _Requests:
 
 
 class _Piece(NamedTuple):
-    """A text to embed: its size, and the tokens that it likely has."""
+    """A text to embed: its size, the tokens that it likely has, and whether that number is exact."""
 
     size: TextSize
     tokens: int
+    exact: bool
 
 
 class _Tally:
     """Adds up what records would make."""
 
-    def __init__(self, settings: JobSettings, options: PlanOptions, embedding: _Embedding) -> None:
+    def __init__(self, settings: JobSettings, embedding: _Embedding) -> None:
         self._decoder = Decoder(FieldMapping(settings.id_field, settings.text_fields, settings.metadata_field))
         self._embedding = embedding
         self._estimator = TokenEstimator(embedding.special_tokens)
-        self._chunking = settings.chunk
-        limits = (embedding.max_inputs, embedding.max_tokens, embedding.max_bytes)
-        likely = None
-        if embedding.max_tokens is not None:
-            likely = embedding.max_tokens * (1.0 if embedding.count is not None else PACKED)
-        self.likely = _Requests(limits[0], likely, limits[2])
-        self.at_most = _Requests(*limits)
+        filled = 1.0 if embedding.count is not None else PACKED
+        most = math.inf if embedding.max_tokens is None else embedding.max_tokens
+        self.likely = _Requests(embedding.max_inputs, filled * most, embedding.max_bytes)
+        self.at_most = _Requests(embedding.max_inputs, most, embedding.max_bytes)
         self.records = 0
         self.reject_kinds: dict[str, int] = {}
         self.documents = 0
-        self.long_documents = 0
         self.chunks = 0
         self.text_bytes = 0
         self.payload_bytes = 0
@@ -373,28 +365,25 @@ class _Tally:
             except RejectedError as error:
                 self.reject_kinds[error.kind] = self.reject_kinds.get(error.kind, 0) + 1
         self.records += len(records)
-        self.documents += len(documents)
         for document, chunks in zip(documents, self._embedding.split(documents), strict=True):
+            pieces = [self._piece(chunk) for chunk in chunks]
+            if any(map(self._too_long, pieces)):
+                self.reject_kinds[TOO_LONG] = self.reject_kinds.get(TOO_LONG, 0) + 1
+                continue
+            self.documents += 1
             # What stands in the store beside the text: id and metadata, as they are in the record.
             around = max(0, len(document.record.raw) - len(document.text.encode()))
-            for chunk in chunks:
-                for piece in self._pieces(chunk):
-                    self._add(piece, around)
+            for piece in pieces:
+                self._add(piece, around)
 
-    def _pieces(self, chunk: Chunk) -> list[_Piece]:
-        """The chunk as it is embedded; in equal parts if it is too long for the embedder."""
-        size = measure(chunk.text)
-        tokens, exact = self._tokens(chunk, size)
+    def _too_long(self, piece: _Piece) -> bool:
         limit = self._embedding.max_input_tokens
-        if limit is None or self._estimator.bound(size.bytes) <= limit or (exact and tokens <= limit):
-            return [_Piece(size, tokens)]
-        self.long_documents += 1
-        parts = math.ceil(tokens / limit) if self._chunking else 1
-        part = TextSize(1, math.ceil(size.bytes / parts), size.strange // parts, size.wide // parts)
-        return [_Piece(part, math.ceil(tokens / parts))] * parts
+        if limit is None:
+            return False
+        return piece.tokens > limit if piece.exact else self._estimator.doubtful(piece.size, limit)
 
-    def _tokens(self, chunk: Chunk, size: TextSize) -> tuple[int, bool]:
-        """The tokens of a chunk, special ones included, and whether that number is exact."""
+    def _piece(self, chunk: Chunk) -> _Piece:
+        size = measure(chunk.text)
         counted: int | None = None
         if chunk.tokens is not None:
             counted = len(chunk.tokens)
@@ -402,11 +391,11 @@ class _Tally:
             counted = self._embedding.count(chunk.text)
         if counted is None:
             self.uncounted += 1
-            return self._estimator.estimate(size.bytes, wide=size.wide), False
+            return _Piece(size, self._estimator.estimate(size.bytes, wide=size.wide), exact=False)
         self._counted_bytes += size.bytes
         tokens = counted + self._embedding.special_tokens
         self._estimator.learn(size.bytes, tokens)
-        return tokens, True
+        return _Piece(size, tokens, exact=True)
 
     def _add(self, piece: _Piece, around: int) -> None:
         bytes_ = piece.size.bytes
@@ -464,9 +453,7 @@ def _plan(
         rejected=scaled(rejected),
         reject_kinds={kind: scaled(count) for kind, count in sorted(tally.reject_kinds.items())},
         documents=documents,
-        long_documents=scaled(tally.long_documents),
         chunks=chunks,
-        chunks_exact=share == 1.0 and (embedding.chunks_exact or tally.long_documents == 0),
         text_bytes=scaled(tally.text_bytes),
         tokens=tokens,
         tokens_exact=exact,
@@ -487,7 +474,7 @@ def _plan(
         payload_bytes=payload,
         ledger_bytes=ledger,
         disk_bytes=None if vectors is None else vectors + payload + ledger,
-        notes=_notes(embedding, reader, tally, exact),
+        notes=_notes(embedding, reader, exact),
         exit_code=int(ExitCode.REJECTS if rejected else ExitCode.OK),
     )
 
@@ -498,7 +485,7 @@ def _upsert(
     """Points in an upsert, and its bytes."""
     if embedding.dimensions is None:
         return None, None
-    most = min(options.upsert_size or limits.max_points, limits.max_points)
+    most = min(options.run.upsert_size or limits.max_points, limits.max_points)
     around = payload / chunks if chunks else 0.0
     points = most
     if limits.max_bytes is not None:
@@ -513,8 +500,8 @@ def _time(options: PlanOptions, requests: int, tokens: int, chunks: int) -> tupl
     times = {
         name: amount / rate * minute
         for name, amount, rate, minute in (
-            ("rpm", requests, options.rpm, 60),
-            ("tpm", tokens, options.tpm, 60),
+            ("rpm", requests, options.run.rpm, 60),
+            ("tpm", tokens, options.run.tpm, 60),
             ("throughput", chunks, options.throughput, 1),
         )
         if rate is not None
@@ -525,7 +512,7 @@ def _time(options: PlanOptions, requests: int, tokens: int, chunks: int) -> tupl
     return round(times[slowest], 3), slowest
 
 
-def _notes(embedding: _Embedding, reader: _Reader, tally: _Tally, exact: bool) -> list[str]:
+def _notes(embedding: _Embedding, reader: _Reader, exact: bool) -> list[str]:
     notes = []
     if reader.share is None:
         notes.append(
@@ -538,11 +525,6 @@ def _notes(embedding: _Embedding, reader: _Reader, tally: _Tally, exact: bool) -
             "tokens are estimated from bytes"
             if embedding.count is None
             else f"tokens are counted in the first {COUNTED_BYTES // 1_000_000} MB of text and estimated from there"
-        )
-    if tally.long_documents:
-        notes.append(
-            f"documents that may be over {embedding.max_input_tokens:,} tokens, the most that the embedder takes in "
-            "one text, " + ("are counted in parts" if tally.chunks > tally.documents else "are counted as one text")
         )
     if embedding.price_source is not None:
         notes.append(f"the price is the one listed at {embedding.price_source}")

@@ -131,7 +131,8 @@ class ResourceManager:
     """Bounds what a run holds: reading waits while memory is short, calls wait for a slot.
 
     Args:
-        concurrency: calls under way at once.
+        concurrency: batches that are worked on at once, at most.
+        room: how many of them make sense now, asked before each; None: always all.
         gauge: where memory is read.
         emit: is told when reading pauses and goes on.
         sleep, clock: injected so that tests do not wait.
@@ -142,12 +143,15 @@ class ResourceManager:
         concurrency: int,
         gauge: MemoryGauge,
         emit: Emit = lambda _event: None,
+        room: Callable[[], int] | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.concurrency = concurrency
         self.peak_bytes = 0
-        self._slots = asyncio.Semaphore(concurrency)
+        self._room = room or (lambda: concurrency)
+        self._held = 0
+        self._freed = asyncio.Event()
         self._gauge = gauge
         self._emit = emit
         self._sleep = sleep
@@ -171,6 +175,13 @@ class ResourceManager:
 
     @asynccontextmanager
     async def acquire(self) -> AsyncIterator[None]:
-        """Hold one of the `concurrency` slots."""
-        async with self._slots:
+        """Hold one of the slots."""
+        while self._held >= min(self.concurrency, self._room()):
+            self._freed.clear()
+            await self._freed.wait()
+        self._held += 1
+        try:
             yield
+        finally:
+            self._held -= 1
+            self._freed.set()

@@ -50,6 +50,8 @@ class JobSettings(msgspec.Struct, frozen=True, kw_only=True):
     embedder: str = "wordllama"
     model: str | None = None
     dimensions: int | None = None
+    base_url: str | None = None
+    """Of an embeddings API, if it is not the provider's own."""
     chunk: bool = True
     chunk_size: int = DEFAULT_CHUNK_SIZE
     chunk_overlap: int = DEFAULT_CHUNK_OVERLAP
@@ -76,6 +78,8 @@ class JobSettings(msgspec.Struct, frozen=True, kw_only=True):
             raise UsageError("no text field is named", "give --text-field NAME")
         if self.id_field in self.text_fields:
             raise UsageError(f'"{self.id_field}" cannot be both id and text', "change --id-field or --text-field")
+        if self.base_url is not None and "@" in self.base_url:
+            raise UsageError("--base-url holds a user or password", "put the key into OPENAI_API_KEY")
         if self.chunk_size < 8:
             raise UsageError(f"--chunk-size {self.chunk_size} is too small", "give at least 8 tokens")
         if not 0 <= self.chunk_overlap < self.chunk_size:
@@ -191,6 +195,22 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Points in an upsert; None: what the store takes."""
     max_memory: MemoryLimit = MemoryLimit()
     max_errors: ErrorBudget = ErrorBudget()
+    rpm: float | None = None
+    """Requests a minute to an embeddings API; None: what the server says."""
+    tpm: float | None = None
+    """Tokens a minute, likewise."""
+    max_concurrency: int = 64
+    """Requests to an embeddings API at once, at most; how many make sense is found out."""
+    timeout: float = 60.0
+    """Seconds for one request."""
+    give_up_after: float = 600.0
+    """Seconds of failure without a success until the run stops."""
+    price_per_million: float | None = None
+    """Dollars for a million tokens; None: the list price, if it is known."""
+    max_cost: float | None = None
+    max_tokens: int | None = None
+    keep_embeddings: bool = False
+    """Keep paid vectors for other runs and jobs, instead of until the store has them."""
     checkpoint_interval: float = 2.0
     """Seconds between checkpoints, unless saving takes longer than a thirtieth of that."""
 
@@ -204,9 +224,22 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
             ("--concurrency", self.concurrency),
             ("--batch-size", self.batch_size),
             ("--upsert-size", self.upsert_size),
+            ("--max-concurrency", self.max_concurrency),
+            ("--max-tokens", self.max_tokens),
         ):
             if value is not None and value < 1:
                 raise UsageError(f"{flag} {value} is too small", "give at least 1")
+        for flag, number in (
+            ("--rpm", self.rpm),
+            ("--tpm", self.tpm),
+            ("--timeout", self.timeout),
+            ("--give-up-after", self.give_up_after),
+            ("--max-cost", self.max_cost),
+        ):
+            if number is not None and not number > 0:
+                raise UsageError(f"{flag} {number:g} is too small", "give a positive number")
+        if self.price_per_million is not None and not self.price_per_million >= 0:
+            raise UsageError("--price-per-million is negative", "give dollars for a million tokens")
         if not 0 < self.checkpoint_interval <= 3600:
             raise UsageError("--checkpoint-interval must lie between 0 and 3600 seconds")
 

@@ -48,7 +48,7 @@ LEAST_RATIO = 0.1
 DOUBT = 2.0
 """Before anything is learned, a text is taken to have up to this many times its typical tokens."""
 
-SPOILED = 1.5
+SPOILED = 2.0
 """A strange byte spoils the words around it too: what each one beyond the learned share is charged."""
 
 # Bytes of which ordinary Western prose consists. Digits, capitals, symbols and bytes over 127 make
@@ -104,7 +104,7 @@ class TokenEstimator:
     The rule. Answers are pooled, in their order, into groups of at least `group_bytes`; a group's
     ratio is its tokens by its bytes. Once there are `groups` of them, texts are charged at `margin`
     times the highest ratio of the last `window` groups. Bytes that are not plain prose (see
-    `measure`) beyond their share in those groups, and half as many beside them, are charged a whole
+    `measure`) beyond their share in those groups, and as many beside them, are charged a whole
     token each, so that a corpus that turns from English to Chinese, tables or base64 is charged at
     the bound for what is new.
 

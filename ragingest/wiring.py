@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +15,12 @@ from ragingest.checkpoint.journal import Journal, boot_identity, done_ranges, ne
 from ragingest.checkpoint.ledger import Ledger, LedgerDamagedError
 from ragingest.checkpoint.manager import CheckpointManager
 from ragingest.checkpoint.state import Checkpoint, PartState
-from ragingest.chunking import Chunker, whole
 from ragingest.decoding import Decoder, FieldMapping
-from ragingest.embedders import open_embedder
+from ragingest.embedding import Embedding, open_embedding
 from ragingest.errors import ExitCode, SettingsChangedError, UsageError
 from ragingest.events import Counters, Emit, Noticed, RunFinished, RunStarted, Summary
-from ragingest.pipeline import Outcome, Pipeline, PipelineParts, Split
-from ragingest.protocols import CollectionSpec, Embedder, Source, Store
+from ragingest.pipeline import Outcome, Pipeline, PipelineParts
+from ragingest.protocols import CollectionSpec, Source, Store
 from ragingest.resources import ResourceManager, SystemGauge
 from ragingest.settings import JobSettings, RunOptions, default_job_name
 from ragingest.sources import open_source
@@ -39,7 +39,7 @@ class JobRun:
     lock: FileLock
     checkpoint: Checkpoint
     source: Source
-    embedder: Embedder
+    embedding: Embedding
     store: Store
     ledger: Ledger
     pipeline: Pipeline
@@ -64,12 +64,13 @@ class JobRun:
                 self.manager.archive(outcome.checkpoint)
             summary = self._summary(outcome)
         finally:
+            await self.embedding.aclose()
             self.close()
         self.emit(RunFinished(summary))
         return summary
 
     def close(self) -> None:
-        for part in (self.source, self.embedder, self.store, self.ledger):
+        for part in (self.source, self.store, self.ledger):
             part.close()
         self.lock.release()
 
@@ -90,8 +91,8 @@ class JobRun:
             source=self.source.name,
             collection=checkpoint.settings.collection,
             store=self.store.name,
-            embedder=self.embedder.name,
-            model=self.embedder.model,
+            embedder=self.embedding.name,
+            model=self.embedding.model,
             counters=checkpoint.counters,
             seconds=checkpoint.seconds,
             attempts=checkpoint.attempts,
@@ -142,9 +143,17 @@ def open_job(
         undo.append(ledger.close)
         store = open_store(settings.store, Path(settings.store_path), settings.collection)
         undo.append(store.close)
-        embedder = open_embedder(settings.embedder, settings.dimensions)
-        undo.append(embedder.close)
-        store.prepare(CollectionSpec(embedder.dimensions, embedder.sparse, embedder.name, embedder.model))
+        embedding = open_embedding(settings, options, checkpoint.counters.books, manager.files(job).vectors, emit)
+        undo.append(lambda: asyncio.run(embedding.aclose()))
+        store.prepare(
+            CollectionSpec(
+                embedding.dimensions,
+                embedding.sparse,
+                embedding.name,
+                embedding.model,
+                {"base_url": settings.base_url} if settings.base_url else {},
+            )
+        )
         if before is not None:
             _check_collection(store, ledger, job, settings)
         manager.save(checkpoint)
@@ -152,11 +161,12 @@ def open_job(
         for part in range(len(checkpoint.parts)):
             source.seek(part, *journal.position(part), journal.done(part))
         resources = ResourceManager(
-            options.concurrency or embedder.limits.concurrency,
+            embedding.concurrency,
             SystemGauge(options.max_memory, children=lambda: store.memory_bytes),
             emit,
+            embedding.room,
         )
-        pipeline = Pipeline(_parts(settings, options, source, embedder, store, journal, resources, emit))
+        pipeline = Pipeline(_parts(settings, options, source, embedding, store, journal, resources, emit))
     except BaseException:
         for step in reversed(undo):
             step()
@@ -173,7 +183,7 @@ def open_job(
             source.rereads,
         )
     )
-    return JobRun(job, manager, lock, checkpoint, source, embedder, store, ledger, pipeline, resources, emit)
+    return JobRun(job, manager, lock, checkpoint, source, embedding, store, ledger, pipeline, resources, emit)
 
 
 def checkpoint_of(manager: CheckpointManager, job: str) -> Checkpoint:
@@ -291,31 +301,30 @@ def _parts(
     settings: JobSettings,
     options: RunOptions,
     source: Source,
-    embedder: Embedder,
+    embedding: Embedding,
     store: Store,
     journal: Journal,
     resources: ResourceManager,
     emit: Emit,
 ) -> PipelineParts:
-    split: Split = whole
-    if settings.chunk and embedder.tokenizer is not None:
-        split = Chunker(embedder.tokenizer, settings.chunk_size, settings.chunk_overlap).split
     most = store.limits.max_points
     if store.limits.max_bytes is not None:
         most = calculate_batch_size(
-            embedder.dimensions, max_request_mb=store.limits.max_bytes / 1e6, max_count=most
+            embedding.dimensions, max_request_mb=store.limits.max_bytes / 1e6, max_count=most
         )
     return PipelineParts(
         source=source,
         decoder=Decoder(FieldMapping(settings.id_field, settings.text_fields, settings.metadata_field)),
-        split=split,
-        embedder=embedder,
+        split=embedding.split,
+        embed=embedding.embed,
+        embedded=embedding.embedded,
+        packer=embedding.packer,
+        dimensions=embedding.dimensions,
+        sync=embedding.sync,
         store=store,
         journal=journal,
         resources=resources,
         budget=options.max_errors,
-        batch_size=min(options.batch_size or embedder.limits.max_texts, embedder.limits.max_texts),
-        batch_bytes=embedder.limits.max_bytes,
         upsert_size=min(options.upsert_size or most, store.limits.max_points),
         upsert_bytes=store.limits.max_bytes,
         checkpoint_interval=options.checkpoint_interval,

@@ -146,7 +146,7 @@ class Journal:
             seconds=round(self.seconds, 3),
             boot=boot_identity(),
             parts=parts,
-            counters=msgspec.structs.replace(self.counters),
+            counters=self.counters.copy(),
             reject_kinds=dict(self.reject_kinds),
             message=message,
         )

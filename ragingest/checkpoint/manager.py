@@ -27,6 +27,8 @@ class JobFiles(NamedTuple):
     ledger: Path
     rejects: Path
     lock: Path
+    vectors: Path
+    """Beginning of the names of the files that hold paid vectors."""
 
 
 class Loaded(NamedTuple):
@@ -64,7 +66,7 @@ class CheckpointManager:
         files = JobFiles(
             *(
                 self.folder / f"{job}.{end}"
-                for end in ("json", "json.bak", "ledger.sqlite", "rejects.jsonl", "lock")
+                for end in ("json", "json.bak", "ledger.sqlite", "rejects.jsonl", "lock", "vectors")
             )
         )
         for path in files:

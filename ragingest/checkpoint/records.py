@@ -25,6 +25,7 @@ Vector = npt.NDArray[np.float32]
 CHECK_BYTES = 4
 HEADER_BYTES = CHECK_BYTES + TEXT_DIGEST_BYTES
 BLOCK_BYTES = 4096  # in front of the records: whose they are
+_OFFSETS = range(1 << 62)
 DROPPED = b"dropped".ljust(HEADER_BYTES, b".")
 
 
@@ -139,6 +140,7 @@ class RecordFile:
         return None
 
     def holds(self, slot: int, digest: bytes) -> bool:
+        """Whether the record is whole and that of `digest`."""
         data = self.read(slot)
         return data is not None and data[CHECK_BYTES:HEADER_BYTES] == digest
 
@@ -195,13 +197,15 @@ class RecordFile:
         return BLOCK_BYTES + slot * self.record_bytes
 
     def _read(self, length: int, offset: int) -> bytes:
-        """What can be read: a bad sector is as good as a missing one."""
+        """What can be read: a bad sector, or an offset that no file has, is as good as a missing record."""
+        if offset not in _OFFSETS:
+            return b""
         try:
             return os.pread(self._handle, length, offset)
         except OSError as error:
             if error.errno != errno.EIO:
                 raise
-            return b"\0"
+            return b""
 
     def _write(self, data: memoryview | bytes, offset: int) -> None:
         rest = memoryview(data)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -80,7 +80,6 @@ class Checkpoint(msgspec.Struct, kw_only=True):
         return self.status == "completed"
 
 
-_encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Checkpoint)
 
 
@@ -93,13 +92,15 @@ _versioned = msgspec.json.Decoder(_Versioned)
 
 def encode(checkpoint: Checkpoint) -> bytes:
     """As indented JSON, with its checksum."""
-    signed = msgspec.structs.replace(checkpoint, checksum=_checksum(checkpoint))
-    return msgspec.json.format(_encoder.encode(signed), indent=1) + b"\n"
+    fields = msgspec.json.decode(msgspec.json.encode(checkpoint))
+    fields["checksum"] = _checksum(fields)
+    return msgspec.json.format(msgspec.json.encode(fields), indent=1) + b"\n"
 
 
-def _checksum(checkpoint: Checkpoint) -> str:
-    bare = msgspec.structs.replace(checkpoint, checksum="")
-    return hashlib.blake2b(_encoder.encode(bare), digest_size=16).hexdigest()
+def _checksum(fields: dict[str, Any]) -> str:
+    """Of the fields as they stand in the file, so that one written by an older version keeps its own."""
+    bare = {name: value for name, value in fields.items() if name != "checksum"}
+    return hashlib.blake2b(msgspec.json.encode(bare, order="sorted"), digest_size=16).hexdigest()
 
 
 def decode(data: bytes) -> Checkpoint:
@@ -114,13 +115,14 @@ def decode(data: bytes) -> Checkpoint:
         if version != FORMAT:
             raise CheckpointError(f"its format is {version}; this version reads {FORMAT}")
         checkpoint = _decoder.decode(data)
+        checksum = _checksum(msgspec.json.decode(data))
         for part in checkpoint.parts:
             part.ranges()
     except CheckpointError:
         raise
     except (ValueError, UnicodeDecodeError, RecursionError) as error:
         raise CheckpointError(str(error)) from None
-    if checkpoint.checksum != _checksum(checkpoint):
+    if checkpoint.checksum != checksum:
         raise CheckpointError("its checksum does not match: it was damaged or edited")
     if not checkpoint.counters.balanced:
         raise CheckpointError("its counters do not add up")

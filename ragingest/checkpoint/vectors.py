@@ -375,7 +375,7 @@ class _Cache:
         with self._file.locked():
             try:
                 return action(self._caught_up())
-            except (sqlite3.DatabaseError, OverflowError, TypeError) as error:
+            except (sqlite3.DatabaseError, TypeError, ValueError, OverflowError) as error:
                 code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
                 if code & 0xFF in _NOT_DAMAGE and code not in _DAMAGE:
                     raise
@@ -387,7 +387,7 @@ class _Cache:
         """The index, with every slot of the file in it."""
         db = self._db = self._db or self._connect()
         slots = self._file.slots()
-        covered = int(db.execute("SELECT value FROM meta WHERE key = 'covered'").fetchone()[0])
+        covered = max(0, int(db.execute("SELECT value FROM meta WHERE key = 'covered'").fetchone()[0]))
         if covered > slots:
             self._file.damaged += db.execute("DELETE FROM slots WHERE slot >= ?", (slots,)).rowcount
             _cover(db, (), slots)

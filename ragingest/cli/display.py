@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from ragingest.books import Books
 from ragingest.checkpoint.manager import CheckpointManager
 from ragingest.checkpoint.state import Checkpoint
 from ragingest.errors import RagingestError
@@ -92,9 +93,10 @@ class PlainLines:
     def _line(self, event: Progressed) -> str:
         share = f"{100 * event.bytes_read / self._total:.0f} %, " if self._total else ""
         counters = event.counters
+        spent = f", {_books_line(counters.books)}" if counters.books.requests else ""
         return (
             f"{share}{counters.read:,} records, {self._rate.of(counters.read):,.0f}/s, {counters.chunks:,} chunks, "
-            f"{counters.rejected:,} rejected, {_size(own_anonymous_bytes())}"
+            f"{counters.rejected:,} rejected, {_size(own_anonymous_bytes())}{spent}"
         )
 
 
@@ -156,6 +158,8 @@ class LiveScreen:
             f"   {self._in_flight:,} in flight   {_size(own_anonymous_bytes())} memory",
         )
         lines: list[Any] = [self._progress, numbers]
+        if counters.books.requests:
+            lines.append(Text("  " + _books_line(counters.books)))
         if self._paused is not None:
             lines.append(Text("  " + _paused(self._paused), style="yellow"))
         return Group(*lines)
@@ -222,6 +226,8 @@ def show_summary(summary: Summary, *, as_json: bool, checkpoint_dir: Path) -> No
             f"  {c.chunks:,} chunks in {_duration(summary.seconds)}, {summary.rate:,.0f} records/s, "
             f"peak memory {_size(summary.peak_memory_bytes)}"
         )
+        if c.books.requests:
+            out.print(f"  {_books_line(c.books)}")
         if summary.rejects:
             kinds = ", ".join(f"{count:,} {kind}" for kind, count in _by_count(summary.reject_kinds))
             out.print(f"  rejected: {kinds}; see {summary.rejects}")
@@ -237,7 +243,36 @@ def show_summary(summary: Summary, *, as_json: bool, checkpoint_dir: Path) -> No
 
 def _summary_fields(summary: Summary) -> dict[str, Any]:
     fields: dict[str, Any] = msgspec.to_builtins(summary)
+    fields["counters"]["books"] = _books_fields(summary.counters.books)
     return {**fields, "records_per_second": round(summary.rate, 1)}
+
+
+def _books_fields(books: Books) -> dict[str, Any]:
+    """The books for programs: latencies in seconds, cost in dollars."""
+    fields: dict[str, Any] = msgspec.to_builtins(books)
+    del fields["latencies"]
+    fields["waited"] = round(books.waited, 3)
+    fields["cost"] = books.cost
+    fields["latency"] = {f"p{share}": books.latency(share / 100) for share in (50, 95, 99)}
+    return fields
+
+
+def _books_line(books: Books) -> str:
+    cost = "cost unknown" if books.cost is None else f"${books.cost:,.4f}"
+    parts = [f"{books.requests:,} requests", f"{books.tokens:,} tokens", cost]
+    if books.reused:
+        parts.append(f"{books.reused:,} texts reused")
+    if books.throttled:
+        parts.append(f"{books.throttled:,} throttled")
+    if books.waited >= 1:
+        parts.append(f"{_duration(books.waited)} waited")
+    if (p50 := books.latency(0.5)) is not None:
+        parts.append(f"latency p50 {_milliseconds(p50)}, p95 {_milliseconds(books.latency(0.95) or 0)}")
+    return ", ".join(parts)
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:,.0f} ms"
 
 
 def show_error(error: RagingestError, *, as_json: bool) -> None:
@@ -287,12 +322,15 @@ def show_job(checkpoint: Checkpoint, manager: CheckpointManager, *, as_json: boo
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     counters = fields.pop("counters")
+    del counters["books"]
     settings = fields.pop("settings")
     kinds = fields.pop("reject_kinds")
     for section in (fields, counters):
         for name, value in section.items():
             if value not in ("", None):
                 table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
+    if checkpoint.counters.books.requests:
+        table.add_row("books", _books_line(checkpoint.counters.books))
     for kind, count in _by_count(kinds):
         table.add_row(f"rejected: {kind}", f"{count:,}")
     for name, value in settings.items():
@@ -320,7 +358,10 @@ def _job_fields(checkpoint: Checkpoint, manager: CheckpointManager) -> dict[str,
         "message": checkpoint.message,
         "checkpoint": str(files.checkpoint),
         "rejects": str(files.rejects) if checkpoint.counters.rejected else None,
-        "counters": msgspec.to_builtins(checkpoint.counters),
+        "counters": {
+            **msgspec.to_builtins(checkpoint.counters),
+            "books": _books_fields(checkpoint.counters.books),
+        },
         "reject_kinds": checkpoint.reject_kinds,
         "settings": msgspec.to_builtins(checkpoint.settings),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import typer
@@ -24,12 +24,22 @@ __all__ = [
     "Quiet",
     "StorePath",
     "UpsertSize",
+    "GiveUpAfter",
+    "KeepEmbeddings",
+    "MaxConcurrency",
+    "MaxCost",
+    "MaxTokens",
+    "PricePerMillion",
+    "Rpm",
+    "Timeout",
+    "Tpm",
     "apply_options",
 ]
 
 EXIT_CODES = "Exit codes: " + "; ".join(f"{int(code)} {code.meaning}" for code in ExitCode) + "."
 
 RUNNING = "How it runs"
+API = "Embeddings API"
 OUTPUT = "Output"
 
 CheckpointDir = Annotated[
@@ -92,6 +102,77 @@ CheckpointInterval = Annotated[
         rich_help_panel=RUNNING,
     ),
 ]
+Rpm = Annotated[
+    float | None,
+    typer.Option(
+        "--rpm",
+        envvar="RAGINGEST_RPM",
+        help="Requests a minute, at most. [default: what the server says]",
+        rich_help_panel=API,
+    ),
+]
+Tpm = Annotated[
+    float | None,
+    typer.Option(
+        "--tpm",
+        envvar="RAGINGEST_TPM",
+        help="Tokens a minute, at most. [default: what the server says]",
+        rich_help_panel=API,
+    ),
+]
+MaxConcurrency = Annotated[
+    int | None,
+    typer.Option(
+        envvar="RAGINGEST_MAX_CONCURRENCY",
+        help="Requests at once, at most; how many make sense is found out. [default: 64]",
+        rich_help_panel=API,
+    ),
+]
+Timeout = Annotated[
+    float | None,
+    typer.Option(envvar="RAGINGEST_TIMEOUT", help="Seconds for one request. [default: 60]", rich_help_panel=API),
+]
+GiveUpAfter = Annotated[
+    float | None,
+    typer.Option(
+        envvar="RAGINGEST_GIVE_UP_AFTER",
+        help="Stop after so many seconds of failure without a success. [default: 600]",
+        rich_help_panel=API,
+    ),
+]
+PricePerMillion = Annotated[
+    float | None,
+    typer.Option(
+        envvar="RAGINGEST_PRICE_PER_MILLION",
+        help="Dollars for a million tokens. [default: the list price, if known]",
+        rich_help_panel=API,
+    ),
+]
+MaxCost = Annotated[
+    float | None,
+    typer.Option(
+        envvar="RAGINGEST_MAX_COST",
+        help="Stop before the request that would make the run cost more dollars.",
+        rich_help_panel=API,
+    ),
+]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option(
+        envvar="RAGINGEST_MAX_TOKENS",
+        help="Stop before the request that would make the run use more tokens.",
+        rich_help_panel=API,
+    ),
+]
+KeepEmbeddings = Annotated[
+    bool | None,
+    typer.Option(
+        "--keep-embeddings/--no-keep-embeddings",
+        envvar="RAGINGEST_KEEP_EMBEDDINGS",
+        help="Keep paid vectors on disk for other runs, stores and jobs. [default: until the store has them]",
+        rich_help_panel=API,
+    ),
+]
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", envvar="RAGINGEST_QUIET", help="No progress.", rich_help_panel=OUTPUT)
 ]
@@ -101,27 +182,15 @@ Json = Annotated[
 ]
 
 
-def apply_options(
-    options: RunOptions,
-    *,
-    concurrency: int | None,
-    batch_size: int | None,
-    upsert_size: int | None,
-    max_memory: str | None,
-    max_errors: str | None,
-    checkpoint_interval: float | None,
-) -> RunOptions:
-    """`options` with those values replaced that are given.
+def apply_options(options: RunOptions, **given: Any) -> RunOptions:
+    """`options` with those values replaced that are given (not None), as the command line has them.
 
     Raises:
         UsageError: a value cannot be understood.
     """
-    given = {
-        "concurrency": concurrency,
-        "batch_size": batch_size,
-        "upsert_size": upsert_size,
-        "max_memory": MemoryLimit.parse(max_memory) if max_memory is not None else None,
-        "max_errors": ErrorBudget.parse(max_errors) if max_errors is not None else None,
-        "checkpoint_interval": checkpoint_interval,
-    }
-    return msgspec.structs.replace(options, **{name: value for name, value in given.items() if value is not None})
+    values = {name: value for name, value in given.items() if value is not None}
+    if "max_memory" in values:
+        values["max_memory"] = MemoryLimit.parse(values["max_memory"])
+    if "max_errors" in values:
+        values["max_errors"] = ErrorBudget.parse(values["max_errors"])
+    return msgspec.structs.replace(options, **values)

@@ -15,9 +15,10 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from ragingest.cli import options as opt
 from ragingest.embedders import EMBEDDERS
+from ragingest.errors import UsageError
 from ragingest.library import absolute
 from ragingest.planning import Plan, PlanOptions, Watch, make_plan
-from ragingest.settings import DEFAULT_CHUNK_OVERLAP, DEFAULT_CHUNK_SIZE, JobSettings, parse_size
+from ragingest.settings import DEFAULT_CHUNK_OVERLAP, DEFAULT_CHUNK_SIZE, JobSettings, RunOptions, parse_size
 from ragingest.stores import STORES
 
 __all__ = ["plan", "plan_to_exit"]
@@ -25,7 +26,6 @@ __all__ = ["plan", "plan_to_exit"]
 FIELDS = "Records"
 CHUNKS = "Embedding"
 STORE = "Store"
-RATES = "Rates"
 
 
 def plan(
@@ -74,9 +74,13 @@ def plan(
         str | None,
         typer.Option(envvar="RAGINGEST_MODEL", help="Model of the embedder.", rich_help_panel=CHUNKS),
     ] = None,
+    base_url: Annotated[
+        str | None,
+        typer.Option(envvar="RAGINGEST_BASE_URL", help="Of an OpenAI-compatible server.", rich_help_panel=CHUNKS),
+    ] = None,
     dimensions: Annotated[
         int | None,
-        typer.Option(help="Numbers in a vector. [default: the embedder's]", rich_help_panel=CHUNKS, min=1),
+        typer.Option(help="Numbers in a vector. [default: the embedder's]", rich_help_panel=CHUNKS),
     ] = None,
     chunk: Annotated[
         bool, typer.Option("--chunk/--no-chunk", help="Split long documents.", rich_help_panel=CHUNKS)
@@ -92,21 +96,13 @@ def plan(
     ] = "qdrant-edge",
     collection: opt.Collection = "documents",
     store_path: opt.StorePath = Path("ragingest_data"),
-    rpm: Annotated[
-        float | None, typer.Option(help="Requests a minute that the key may send.", rich_help_panel=RATES)
-    ] = None,
-    tpm: Annotated[
-        float | None, typer.Option(help="Tokens a minute that the key may send.", rich_help_panel=RATES)
-    ] = None,
     throughput: Annotated[
-        float | None, typer.Option(help="Texts a second that the embedder takes.", rich_help_panel=RATES)
-    ] = None,
-    price_per_million: Annotated[
         float | None,
-        typer.Option(
-            help="Dollars a million tokens. [default: the list price, where known]", rich_help_panel=RATES
-        ),
+        typer.Option(help="Texts that the embedder takes a second, for the time.", rich_help_panel=CHUNKS),
     ] = None,
+    rpm: opt.Rpm = None,
+    tpm: opt.Tpm = None,
+    price_per_million: opt.PricePerMillion = None,
     batch_size: opt.BatchSize = None,
     upsert_size: opt.UpsertSize = None,
     quiet: opt.Quiet = False,
@@ -116,6 +112,8 @@ def plan(
 
     Exits with 1 if there are records that would be rejected. No key is needed.
     """
+    if dimensions is not None and dimensions < 1:
+        raise UsageError(f"--dimensions {dimensions} is too small", "give at least 1")
     settings = absolute(
         JobSettings(
             source=source,
@@ -128,6 +126,7 @@ def plan(
             embedder=embedder,
             model=model,
             dimensions=dimensions,
+            base_url=base_url,
             chunk=chunk,
             chunk_size=chunk_size,
             chunk_overlap=chunk_overlap,
@@ -136,16 +135,17 @@ def plan(
             collection=collection,
         )
     )
-    options = PlanOptions(
-        sample=sample,
+    options = opt.apply_options(
+        RunOptions(),
         rpm=rpm,
         tpm=tpm,
-        throughput=throughput,
         price_per_million=price_per_million,
         batch_size=batch_size,
         upsert_size=upsert_size,
     )
-    plan_to_exit(settings, options, quiet=quiet, as_json=json_)
+    plan_to_exit(
+        settings, PlanOptions(run=options, sample=sample, throughput=throughput), quiet=quiet, as_json=json_
+    )
 
 
 def plan_to_exit(settings: JobSettings, options: PlanOptions, *, quiet: bool, as_json: bool) -> None:
@@ -187,8 +187,7 @@ def describe(plan: Plan) -> Iterator[str]:
     kinds = sorted(plan.reject_kinds.items(), key=lambda item: (-item[1], item[0]))
     rejects = ": " + ", ".join(f"{count:,} {kind}" for kind, count in kinds) if kinds else ""
     yield f"  rejected   {about}{plan.rejected:,}{rejects}"
-    chunks = f"{'' if plan.chunks_exact else 'about '}{plan.chunks:,} chunks"
-    yield f"  documents  {about}{plan.documents:,} in {chunks}, {_size(plan.text_bytes)} of text"
+    yield f"  documents  {about}{plan.documents:,} in {plan.chunks:,} chunks, {_size(plan.text_bytes)} of text"
     tokens = f"{plan.tokens:,}" if plan.tokens_exact else f"about {plan.tokens:,} (at most {plan.tokens_at_most:,})"
     yield f"  tokens     {tokens}"
     most = f" (at most {plan.requests_at_most:,})" if plan.requests_at_most > plan.requests else ""

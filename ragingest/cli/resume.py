@@ -25,6 +25,15 @@ def resume(
     max_memory: opt.MaxMemory = None,
     max_errors: opt.MaxErrors = None,
     checkpoint_interval: opt.CheckpointInterval = None,
+    rpm: opt.Rpm = None,
+    tpm: opt.Tpm = None,
+    max_concurrency: opt.MaxConcurrency = None,
+    timeout: opt.Timeout = None,
+    give_up_after: opt.GiveUpAfter = None,
+    price_per_million: opt.PricePerMillion = None,
+    max_cost: opt.MaxCost = None,
+    max_tokens: opt.MaxTokens = None,
+    keep_embeddings: opt.KeepEmbeddings = None,
     quiet: opt.Quiet = False,
     json_: opt.Json = False,
 ) -> None:
@@ -43,6 +52,15 @@ def resume(
             max_memory=max_memory,
             max_errors=max_errors,
             checkpoint_interval=checkpoint_interval,
+            rpm=rpm,
+            tpm=tpm,
+            max_concurrency=max_concurrency,
+            timeout=timeout,
+            give_up_after=give_up_after,
+            price_per_million=price_per_million,
+            max_cost=max_cost,
+            max_tokens=max_tokens,
+            keep_embeddings=keep_embeddings,
         )
         if checkpoint.finished:
             emit(Noticed(f"the job {job} was finished: looking for what is new or has changed"))

@@ -84,6 +84,22 @@ def run(
         str,
         typer.Option(envvar="RAGINGEST_EMBEDDER", help=f"One of {', '.join(EMBEDDERS)}.", rich_help_panel=CHUNKS),
     ] = "wordllama",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            envvar="RAGINGEST_MODEL",
+            help="Model of an embeddings API. [default: its usual one]",
+            rich_help_panel=CHUNKS,
+        ),
+    ] = None,
+    base_url: Annotated[
+        str | None,
+        typer.Option(
+            envvar="RAGINGEST_BASE_URL",
+            help="Of an API that speaks OpenAI's: vLLM, TEI, Infinity, Ollama, Azure. The key comes from OPENAI_API_KEY.",
+            rich_help_panel=CHUNKS,
+        ),
+    ] = None,
     dimensions: Annotated[
         int | None,
         typer.Option(help="Numbers in a vector. [default: the embedder's]", rich_help_panel=CHUNKS),
@@ -108,6 +124,15 @@ def run(
     max_memory: opt.MaxMemory = None,
     max_errors: opt.MaxErrors = None,
     checkpoint_interval: opt.CheckpointInterval = None,
+    rpm: opt.Rpm = None,
+    tpm: opt.Tpm = None,
+    max_concurrency: opt.MaxConcurrency = None,
+    timeout: opt.Timeout = None,
+    give_up_after: opt.GiveUpAfter = None,
+    price_per_million: opt.PricePerMillion = None,
+    max_cost: opt.MaxCost = None,
+    max_tokens: opt.MaxTokens = None,
+    keep_embeddings: opt.KeepEmbeddings = None,
     quiet: opt.Quiet = False,
     json_: opt.Json = False,
 ) -> None:
@@ -127,6 +152,8 @@ def run(
             metadata_field=metadata_field,
             max_record_bytes=parse_size(max_record_bytes, "--max-record-bytes"),
             embedder=embedder,
+            model=model,
+            base_url=base_url,
             dimensions=dimensions,
             chunk=chunk,
             chunk_size=chunk_size,
@@ -144,6 +171,15 @@ def run(
         max_memory=max_memory,
         max_errors=max_errors,
         checkpoint_interval=checkpoint_interval,
+        rpm=rpm,
+        tpm=tpm,
+        max_concurrency=max_concurrency,
+        timeout=timeout,
+        give_up_after=give_up_after,
+        price_per_million=price_per_million,
+        max_cost=max_cost,
+        max_tokens=max_tokens,
+        keep_embeddings=keep_embeddings,
     )
     if job is not None:
         check_job_name(job)

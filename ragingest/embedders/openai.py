@@ -52,7 +52,7 @@ class _Usage(msgspec.Struct):
 
 class _Answer(msgspec.Struct):
     data: list[_Row]
-    usage: _Usage = _Usage()
+    usage: _Usage = msgspec.field(default_factory=_Usage)
 
 
 _decode = msgspec.json.Decoder(_Answer).decode

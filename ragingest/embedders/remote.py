@@ -121,7 +121,13 @@ class RemoteCalls:
     async def confirmed(self, chunks: Sequence[Chunk]) -> None:
         """The store has these: their vectors need not be kept any longer."""
         if self._kept is not None:
-            await self._in_disk_thread(self._kept.drop, [_digest(chunk) for chunk in chunks])
+            digests = [_digest(chunk) for chunk in chunks]
+            await asyncio.get_running_loop().run_in_executor(self._disk, self._kept.drop, digests)
+
+    def sync(self) -> None:
+        """Make what was paid for survive a loss of power. Called from any other thread than the loop's."""
+        if self._kept is not None:
+            self._disk.submit(self._kept.sync).result()
 
     async def close(self) -> None:
         self._disk.shutdown()

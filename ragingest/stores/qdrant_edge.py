@@ -10,10 +10,10 @@ document's content, hexadecimal), `metadata`.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ SPEC_FILE = "collection.json"
 # After a SIGKILL the store's own process needs a moment to notice that it is alone.
 LOCK_SECONDS = 3.0
 
+_INTEGER = re.compile(r"-?\d{1,19}", re.ASCII).fullmatch
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*").fullmatch
 
 
@@ -61,11 +62,18 @@ class QdrantEdgeStore:
 
     def prepare(self, spec: CollectionSpec) -> None:
         self._acquire(create=True)
+        try:
+            self._prepare(spec)
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self, spec: CollectionSpec) -> None:
+        self._check_disk()
         existing = read_spec(self._folder)
         if existing is None:
             self._write_spec(spec)
         elif (existing.dimensions, existing.sparse) != (spec.dimensions, spec.sparse):
-            self.close()
             raise TerminalError(
                 f"the collection {self._collection} holds {_described(existing)}, "
                 f"but {spec.embedder} makes {_described(spec)}",
@@ -73,8 +81,7 @@ class QdrantEdgeStore:
             )
         self._spec = existing or spec
         shard = self._folder / "shard"
-        self._check_disk()
-        try:
+        with self._engine("cannot be opened"):
             if not shard.exists():
                 unfinished = self._folder / "shard.new"
                 shutil.rmtree(unfinished, ignore_errors=True)
@@ -82,9 +89,6 @@ class QdrantEdgeStore:
                 edge.EdgeShard.create(str(unfinished), _config(spec)).close()
                 unfinished.rename(shard)
             self._shard = edge.EdgeShard.load(str(shard))
-        except Exception as error:  # noqa: BLE001  # the engine raises nothing more specific
-            self.close()
-            raise self._failed("cannot be opened", error) from None
 
     def open(self) -> CollectionSpec:
         """Open an existing collection, to search it.
@@ -136,6 +140,14 @@ class QdrantEdgeStore:
                 "free some space, then resume",
             )
 
+    @contextmanager
+    def _engine(self, what: str) -> Iterator[None]:
+        """Turn whatever the engine raises into a `TerminalError`."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  # the engine raises nothing more specific
+            raise self._failed(what, error) from None
+
     def _failed(self, what: str, error: object) -> TerminalError:
         return TerminalError(
             f"the collection {self._collection} in {self._folder} {what}: {error}",
@@ -160,6 +172,7 @@ class QdrantEdgeStore:
         """`upsert`, of a batch that came from another process."""
         shard = self._open_shard
         self._check_disk()
+        self._check_dimensions(columns.dense.shape[1])
         points = []
         for row, vector in enumerate(columns.dense.tolist()):
             vectors: Any = vector
@@ -178,31 +191,40 @@ class QdrantEdgeStore:
                 points.append(edge.Point(point_id(document, chunk), vectors, payload))
             except (ValueError, TypeError, OverflowError) as error:
                 raise RejectedError("payload", f"the store cannot keep this document: {error}") from None
-        try:
+        with self._engine("refused an upsert"):
             shard.update(edge.UpdateOperation.upsert_points(points))
-        except Exception as error:  # noqa: BLE001  # the engine raises nothing more specific
-            raise self._failed("refused an upsert", error) from None
+
+    def _check_dimensions(self, given: int) -> None:
+        """The engine would apply half of a batch of wrong vectors, and write it to its log."""
+        assert self._spec is not None
+        if given != self._spec.dimensions:
+            raise TerminalError(
+                f"the collection {self._collection} holds {_described(self._spec)}, not {given}-dimensional ones",
+                "give another --collection, or the embedder that made this one",
+            )
 
     def delete(self, points: Sequence[tuple[str, int]]) -> None:
-        try:
-            self._open_shard.update(edge.UpdateOperation.delete_points([point_id(*point) for point in points]))
-        except Exception as error:  # noqa: BLE001  # the engine raises nothing more specific
-            raise self._failed("refused a deletion", error) from None
+        shard = self._open_shard
+        with self._engine("refused a deletion"):
+            shard.update(edge.UpdateOperation.delete_points([point_id(*point) for point in points]))
 
     def flush(self) -> None:
-        try:
-            self._open_shard.flush()
-        except Exception as error:  # noqa: BLE001  # the engine raises nothing more specific
-            raise self._failed("could not flush to disk", error) from None
+        shard = self._open_shard
+        with self._engine("could not flush to disk"):
+            shard.flush()
 
     # -- reading -----------------------------------------------------------------------------------
 
     def count(self) -> int:
-        return self._open_shard.count(edge.CountRequest(exact=True))
+        shard = self._open_shard
+        with self._engine("could not be counted"):
+            return shard.count(edge.CountRequest(exact=True))
 
     def fetch(self, points: Sequence[tuple[str, int]]) -> list[StoredPoint]:
+        shard = self._open_shard
         ids: list[Any] = [point_id(*point) for point in points]
-        records = self._open_shard.retrieve(ids, with_payload=True, with_vector=True)
+        with self._engine("could not be read"):
+            records = shard.retrieve(ids, with_payload=True, with_vector=True)
         return [_stored(record) for record in records]
 
     def search(
@@ -210,6 +232,8 @@ class QdrantEdgeStore:
     ) -> list[Hit]:
         if mode != "dense" and (query.sparse is None or self._spec is None or not self._spec.sparse):
             raise UsageError(f"the collection {self._collection} has no sparse vectors", "search with --dense")
+        shard = self._open_shard
+        self._check_dimensions(len(query.dense))
         only = _filter(filters)
         weights = query.sparse
         if isinstance(weights, tuple):
@@ -233,7 +257,9 @@ class QdrantEdgeStore:
                 chosen = edge.Query.Nearest(weights, using=SPARSE)  # type: ignore[arg-type]  # checked above
             request = edge.QueryRequest(limit=limit, query=chosen, with_payload=True, filter=only)
         hits = []
-        for point in self._open_shard.query(request):
+        with self._engine("could not be searched"):
+            found = shard.query(request)
+        for point in found:
             payload = point.payload or {}
             hits.append(
                 Hit(point.score, payload["id"], payload["chunk"], payload["text"], payload.get("metadata") or {})
@@ -297,22 +323,34 @@ def _filter(filters: Mapping[str, str] | None) -> edge.Filter | None:
         return None
     conditions: list[Any] = []
     for key, text in filters.items():
-        name = ".".join(
-            part if _PLAIN_KEY(part) else json.dumps(part, ensure_ascii=False) for part in key.split(".")
-        )
-        values: list[str | int | bool] = [text]
-        if re.fullmatch(r"-?\d{1,18}", text):
+        values: list[Any] = [text]
+        if _INTEGER(text) and -(1 << 63) <= int(text) < 1 << 63:
             values.append(int(text))
         if text in ("true", "false"):
-            values.append(text == "true")
+            # The engine's binding takes Python's True for the integer 1, and numpy's for what it is.
+            values.append(np.bool_(text == "true"))
         conditions.append(
             edge.Filter(
                 should=[
-                    edge.FieldCondition(key=f"metadata.{name}", match=edge.MatchValue(value)) for value in values
+                    edge.FieldCondition(key=path, match=edge.MatchValue(value))
+                    for path in _paths(key)
+                    for value in values
                 ]
             )
         )
     return edge.Filter(must=conditions)
+
+
+def _paths(key: str) -> list[str]:
+    """The engine's paths to a key: nested as its dots say, or one key that has dots in it."""
+    if '"' in key or "\\" in key:
+        raise UsageError(
+            f"the store cannot filter by the key {key!r}", "keys with quotation marks or backslashes cannot be used"
+        )
+    paths = [key.split("."), [key]] if "." in key else [[key]]
+    return [
+        ".".join(["metadata", *(part if _PLAIN_KEY(part) else f'"{part}"' for part in parts)]) for parts in paths
+    ]
 
 
 def _stored(record: edge.Record) -> StoredPoint:

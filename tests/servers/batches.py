@@ -7,6 +7,7 @@ the limits are documented, the codes are not.
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -77,15 +78,22 @@ class StoredFile:
 class FileStore:
     """Uploaded files and the files that batches write."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self) -> None:
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._files: dict[str, StoredFile] = {}
         self._made = 0
 
     def new_path(self) -> Path:
         """Where to write the next file, before it is added."""
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="test-server-", ignore_cleanup_errors=True)
         self._made += 1
-        return self._folder / f"{self._made:08d}"
+        return Path(self._folder.name) / f"{self._made:08d}"
+
+    def close(self) -> None:
+        """Delete all files."""
+        if self._folder is not None:
+            self._folder.cleanup()
 
     def add(self, path: Path, filename: str, purpose: str) -> StoredFile:
         stored = StoredFile(f"file-{path.name}", path, filename, purpose, int(time.time()))

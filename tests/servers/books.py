@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -51,6 +52,7 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
     others: dict[str, dict[str, int]]
     """By status, for the endpoints `files` and `batches`."""
     in_flight: int
+    """Until the last byte was handed over, so perhaps a moment longer than the client waits."""
     most_in_flight: int
     limited: int
     """429s of the server's own rate limits, which no script ordered."""
@@ -236,15 +238,19 @@ class Bookkeeper:
             TimeoutError: none did.
         """
         deadline = time.monotonic() + timeout
+        seen = -1
         while True:
             with self._changed:
+                changed = self._changed.wait_for(partial(self._changed_since, seen), deadline - time.monotonic())
                 seen = self._changes
+            if not changed:
+                raise TimeoutError(f"the books never came to it: {self.copy()}")
             books = self.copy()
             if condition(books):
                 return books
-            with self._changed:
-                if not self._changed.wait_for(lambda: self._changes != seen, deadline - time.monotonic()):
-                    raise TimeoutError(f"the books never came to it: {books}")
+
+    def _changed_since(self, seen: int) -> bool:
+        return self._changes != seen
 
     @contextmanager
     def _change(self) -> Iterator[None]:

@@ -76,7 +76,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class Control(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Changes to a running server. What is left out stays as it is; null for a limit takes it away."""
+    """Changes to a running server. What is left out stays as it is; null for a limit takes it away, an empty script the faults."""
 
     rpm: int | msgspec.UnsetType | None = msgspec.UNSET
     tpm: int | msgspec.UnsetType | None = msgspec.UNSET

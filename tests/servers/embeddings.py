@@ -124,7 +124,7 @@ class Embedder:
             for index, row in enumerate(rows)
         ]
         if fault is not None and fault.kind == "out_of_order":
-            items = _shuffled(items)
+            items = shuffled(items)
         usage = b'{"prompt_tokens":%d,"total_tokens":%d}' % (charge.tokens, charge.tokens)
         model = msgspec.json.encode(request.model)
         body = b'{"object":"list","data":[%b],"model":%b,"usage":%b}' % (b",".join(items), model, usage)
@@ -211,7 +211,7 @@ def _quoteless(encoded: bytes) -> bytes:
     return encoded[1:-1]
 
 
-def _shuffled(items: list[bytes]) -> list[bytes]:
+def shuffled(items: list[bytes]) -> list[bytes]:
     """In another order than before, if there is more than one; always the same for the same number."""
     order = np.random.default_rng(len(items)).permutation(len(items)).tolist()
     if order == sorted(order):

@@ -213,6 +213,13 @@ def _draw(bounds: list[float], faults: list[Fault], generator: np.random.Generat
         yield next((fault for bound, fault in zip(bounds, faults, strict=True) if drawn < bound), None)
 
 
+def has_effect(fault: Fault, endpoint: str, dialect: str) -> bool:
+    """Whether there is something in the answers of an endpoint that the fault could bend."""
+    if fault.kind == "out_of_order":
+        return endpoint == "embeddings" and dialect == "openai"
+    return fault.kind not in SPOILED or endpoint == "embeddings"
+
+
 class Script:
     """Faults in the order of the requests. A new one replaces what is left of the one before. Not thread-safe."""
 

@@ -42,10 +42,8 @@ import signal
 import socket
 import struct
 import sys
-import tempfile
 import threading
 import time
-import urllib.request
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +61,7 @@ from tests.servers.config import BatchOutcome, Control, ServerConfig
 from tests.servers.embeddings import Embedder, parse_cohere, parse_openai
 from tests.servers.faults import Fault, FaultSource, Script, odds
 from tests.servers.limits import RateLimits
+from tests.servers.remote import control, read_books
 from tests.servers.vectors import digest_of, vector_of
 
 __all__ = [
@@ -117,9 +116,8 @@ class EmbeddingsServer:
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
-        # Given up when the server is left; its folder goes with it.
-        self._folder = tempfile.TemporaryDirectory(prefix="embeddings-server-", ignore_cleanup_errors=True)
-        self._files = FileStore(Path(self._folder.name))
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._files = FileStore()
         self._batches = BatchStore(self.config, self._files, self._embedder, self._ledger)
         self._play(self.config.script, self.config.odds, self.config.seed, self.config.script_endpoint)
 
@@ -180,7 +178,7 @@ class EmbeddingsServer:
         self._started.wait()
         if self._failure is not None:
             self._thread.join()
-            self._folder.cleanup()
+            self._files.close()
             raise self._failure
         return self
 
@@ -192,14 +190,14 @@ class EmbeddingsServer:
         assert self._stop is not None
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
-        self._folder.cleanup()
+        self._files.close()
         if kind is None and self._crashes:
             raise RuntimeError("the server itself failed in a request, and answered 500") from self._crashes[0]
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
-        runner = web.AppRunner(self._application(), access_log=None, shutdown_timeout=0.0)
+        runner = web.AppRunner(self._application(), access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         try:
             site = web.TCPSite(runner, "127.0.0.1", self._port, backlog=1024)
@@ -212,20 +210,30 @@ class EmbeddingsServer:
             self._started.set()
             await self._stop.wait()
         finally:
+            # Slow answers are not waited for.
+            for task in self._tasks:
+                task.cancel()
             await runner.cleanup()
             self._started.set()
 
     def _application(self) -> web.Application:
-        application = web.Application(client_max_size=0)  # its own 413 is not the services'
+        application = web.Application(
+            client_max_size=2**31
+        )  # out of the way: the services have limits of their own
         route = application.router.add_route
 
         def answer(method: str, path: str, endpoint: Endpoint, parse: _Parse, dialect: Dialect = "openai") -> None:
             async def handle(request: web.Request) -> web.StreamResponse:
+                task = asyncio.current_task()
+                assert task is not None
+                self._tasks.add(task)
                 try:
                     return await self._exchange(request, endpoint, parse, dialect)
                 except Exception as error:
                     self._crashes.append(error)
                     raise
+                finally:
+                    self._tasks.discard(task)
 
             route(method, path, handle)
 
@@ -261,7 +269,7 @@ class EmbeddingsServer:
                     fault = self._scripts[endpoint].next_fault(endpoint, call.texts)
                 if fault is not None and fault.delay:
                     await asyncio.sleep(fault.delay)
-                if fault is not None and not _has_effect(fault, endpoint, dialect):
+                if fault is not None and not faults.has_effect(fault, endpoint, dialect):
                     fault = None
                 if fault is not None and fault.kind in faults.REFUSED:
                     if fault.kind == "reset_before":
@@ -469,13 +477,6 @@ class EmbeddingsServer:
             self.script(script, endpoint=endpoint)
 
 
-def _has_effect(fault: Fault, endpoint: Endpoint, dialect: Dialect) -> bool:
-    """Whether there is something that the fault could bend."""
-    if fault.kind == "out_of_order":
-        return endpoint == "embeddings" and dialect == "openai"
-    return fault.kind not in faults.SPOILED or endpoint == "embeddings"
-
-
 def _with_headers(answer: Answer, headers: dict[str, str]) -> Answer:
     return Answer(answer.status, answer.body, headers, answer.content_type, answer.charge)
 
@@ -488,20 +489,6 @@ def _reset(request: web.Request) -> web.Response:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         transport.abort()
     return web.Response()
-
-
-def read_books(url: str) -> Books:
-    """The books of a server in another process."""
-    with urllib.request.urlopen(f"{url}/_books") as answer:  # noqa: S310 - the URL is the test's own server
-        return msgspec.json.decode(answer.read(), type=Books)
-
-
-def control(url: str, **changes: Any) -> None:
-    """Change a server in another process; the names are those of `Control`."""
-    body = msgspec.json.encode(msgspec.convert(changes, Control, from_attributes=True))
-    request = urllib.request.Request(f"{url}/_control", data=body, method="POST")  # noqa: S310 - as above
-    with urllib.request.urlopen(request):  # noqa: S310 - as above
-        pass
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -48,8 +48,8 @@ def test_a_batcher_never_holds_more_than_one_batch(items: list[int], max_count: 
     held = 0
     for item in items:
         full = batcher.add(item)
-        held += 1 - len(full or ())
-        assert full != []
+        held += 1 - sum(map(len, full))
+        assert all(full)
         assert 0 <= held <= max_count
     assert len(batcher.flush()) == held
     assert batcher.flush() == []

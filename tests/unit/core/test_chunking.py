@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ragingest import chunking
-from ragingest.chunking import Chunker, whole
+from ragingest.chunking import Chunker, EstimatingChunker, whole
 from ragingest.documents import Chunk
 from ragingest.embedders.wordllama import WordLlamaEmbedder
 from ragingest.protocols import Tokenizer
@@ -107,7 +107,7 @@ def test_a_document_that_fits_is_left_exactly_as_it_is(text: str) -> None:
 
 
 def test_a_document_of_exactly_the_size_is_one_chunk_and_one_token_more_is_not() -> None:
-    assert len(split("a " * 10, 10)) == 1
+    assert [chunk.text for chunk in split("a " * 10, 10)] == ["a " * 10]
     assert len(split("a " * 11, 10)) == 2
 
 
@@ -197,3 +197,15 @@ def test_the_default_embedders_chunks_fit_it_whatever_the_text(wordllama: Tokeni
     chunks = split(text, size, size // 4, wordllama)
     assert all(len(tokens) <= size for tokens in wordllama.encode([chunk.text for chunk in chunks]))
     assert bare(text) == "" or chunks
+
+
+@given(st.text(max_size=300) | texts, st.integers(8, 40), st.integers(8, 60))
+def test_an_estimated_chunk_never_has_more_bytes_than_tokens_allowed_and_nothing_is_lost(
+    text: str, size: int, most: int
+) -> None:
+    one = document(text=text)
+    (chunks,) = EstimatingChunker(size, 0, most).split([one])
+    assert one.chunks == len(chunks) >= 1
+    assert [chunk.number for chunk in chunks] == list(range(len(chunks)))
+    assert all(len(chunk.text.encode()) <= most for chunk in chunks) or not bare(text)
+    assert bare("".join(chunk.text for chunk in chunks)) == bare(text)

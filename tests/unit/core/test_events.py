@@ -46,6 +46,16 @@ def test_what_was_sent_is_not_part_of_the_balance() -> None:
     assert Counters(chunks=3, embedded=4, embed_calls=1, upserts=2, deleted=5).balanced
 
 
+def test_a_copy_of_the_books_does_not_change_with_them() -> None:
+    counters = Counters(read=1, stored=1)
+    copy = counters.copy()
+    before = msgspec.json.encode(copy)
+    counters.read += 1
+    counters.books.latencies[1] = 1
+    counters.books.requests += 1
+    assert msgspec.json.encode(copy) == before
+
+
 def test_the_rate_is_records_a_second_and_zero_for_no_time() -> None:
     assert summary().rate == 2.5
     assert summary(seconds=0.0).rate == 0

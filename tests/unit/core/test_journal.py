@@ -3,8 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -48,6 +47,12 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
     ledger.close()
 
 
+def in_memory(*parts: PartState) -> Journal:
+    """A journal for what it does without its files."""
+    value = checkpoint(parts=list(parts)) if parts else checkpoint()
+    return Journal(value, CheckpointManager(Path()), cast("Ledger", None))
+
+
 def block(start: int, end: int, offset: int | None = None, **counts: Any) -> Block:
     return Block(0, start, end, 100 * end if offset is None else offset, **counts)
 
@@ -60,21 +65,15 @@ def test_blocks_may_finish_in_any_order(data: st.DataObject) -> None:
     bounds = sorted(data.draw(st.sets(st.integers(1, 100), min_size=1, max_size=15)))
     blocks = [block(start, end) for start, end in zip([0, *bounds], bounds, strict=False)]
     order = data.draw(st.permutations(blocks))
-    with TemporaryDirectory() as folder:
-        manager = CheckpointManager(Path(folder))
-        ledger = Ledger(manager.files("job").ledger)
-        journal = Journal(checkpoint(), manager, ledger)
-        done: set[int] = set()
-        try:
-            for finished in order:
-                journal.block_done(finished)
-                done |= set(range(finished.start, finished.end))
-                first_open = next(number for number in range(102) if number not in done)
-                assert journal.done(0).total == len(done)
-                assert journal.done(0).watermark == first_open
-                assert journal.position(0) == (first_open, 100 * first_open)
-        finally:
-            ledger.close()
+    journal = in_memory()
+    done: set[int] = set()
+    for finished in order:
+        journal.block_done(finished)
+        done |= set(range(finished.start, finished.end))
+        first_open = next(number for number in range(102) if number not in done)
+        assert journal.done(0).total == len(done)
+        assert journal.done(0).watermark == first_open
+        assert journal.position(0) == (first_open, 100 * first_open)
     assert journal.done(0).as_lists() == [[0, bounds[-1]]]
 
 
@@ -86,11 +85,7 @@ def test_a_resumed_run_never_begins_behind_a_record_that_is_not_done(data: st.Da
     part = PartState(name="a", size=1, done=list(before), ordinal=start, offset=100 * start)
     bounds = sorted(data.draw(st.sets(st.integers(start + 1, 80), min_size=1, max_size=10)))
     blocks = [block(first, last) for first, last in zip([start, *bounds], bounds, strict=False)]
-    with TemporaryDirectory() as folder:
-        manager = CheckpointManager(Path(folder))
-        ledger = Ledger(manager.files("job").ledger)
-        journal = Journal(checkpoint(parts=[part]), manager, ledger)
-        ledger.close()
+    journal = in_memory(part)
     position = journal.position(0)
     for finished in data.draw(st.permutations(blocks)):
         journal.block_done(finished)
@@ -109,12 +104,9 @@ def test_what_is_told_as_done_is_a_copy(journal: Journal) -> None:
     assert journal.done(0) == RangeSet([(0, 5)])
 
 
-def test_a_journal_begins_where_the_checkpoint_ended(tmp_path: Path) -> None:
-    manager = CheckpointManager(tmp_path)
+def test_a_journal_begins_where_the_checkpoint_ended() -> None:
     parts = [PartState(name="a"), PartState(name="b", done=[(0, 7), (9, 11)], ordinal=7, offset=70)]
-    ledger = Ledger(manager.files("job").ledger)
-    journal = Journal(checkpoint(parts=parts), manager, ledger)
-    ledger.close()
+    journal = in_memory(*parts)
     assert journal.done(1).as_lists() == [[0, 7], [9, 11]]
     assert journal.position(1) == (7, 70)
     journal.block_done(Block(1, 7, 9, 90))
@@ -127,29 +119,25 @@ def test_a_journal_begins_where_the_checkpoint_ended(tmp_path: Path) -> None:
 
 @given(st.lists(st.tuples(*[st.integers(0, 4)] * 4), min_size=1, max_size=8))
 def test_read_is_stored_and_unchanged_and_duplicate_and_rejected(outcomes: list[tuple[int, int, int, int]]) -> None:
-    with TemporaryDirectory() as folder:
-        manager = CheckpointManager(Path(folder))
-        ledger = Ledger(manager.files("job").ledger)
-        journal = Journal(checkpoint(), manager, ledger)
-        start = 0
-        for stored, unchanged, duplicate, rejected in outcomes:
-            read = stored + unchanged + duplicate + rejected
-            rejects = [reject(ordinal=start) for _ in range(rejected)]
-            journal.block_done(
-                block(
-                    start,
-                    start + read + 1,
-                    read=read,
-                    stored=stored,
-                    unchanged=unchanged,
-                    duplicate=duplicate,
-                    rejects=rejects,
-                    chunks=2 * stored,
-                )
+    journal = in_memory()
+    start = 0
+    for stored, unchanged, duplicate, rejected in outcomes:
+        read = stored + unchanged + duplicate + rejected
+        rejects = [reject(ordinal=start) for _ in range(rejected)]
+        journal.block_done(
+            block(
+                start,
+                start + read + 1,
+                read=read,
+                stored=stored,
+                unchanged=unchanged,
+                duplicate=duplicate,
+                rejects=rejects,
+                chunks=2 * stored,
             )
-            start += read + 1
-            assert journal.counters.balanced
-        ledger.close()
+        )
+        start += read + 1
+        assert journal.counters.balanced
     totals = [sum(column) for column in zip(*outcomes, strict=True)]
     counters = journal.counters
     assert [counters.stored, counters.unchanged, counters.duplicate, counters.rejected] == totals
@@ -261,13 +249,10 @@ def test_what_is_saved_is_loaded_again_with_its_rejects_and_goes_on_there(journa
     assert records[1]["position"] == {"part": "corpus.jsonl", "line": 1, "offset": 0}
 
 
-def test_the_time_of_all_attempts_is_added_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_of_all_attempts_is_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([100.0, 102.5])
     monkeypatch.setattr("ragingest.checkpoint.journal.time.monotonic", lambda: next(clock))
-    manager = CheckpointManager(tmp_path)
-    ledger = Ledger(manager.files("job").ledger)
-    journal = Journal(checkpoint(seconds=10.0), manager, ledger)
-    ledger.close()
+    journal = Journal(checkpoint(seconds=10.0), CheckpointManager(Path()), cast("Ledger", None))
     assert journal.seconds == 12.5
 
 

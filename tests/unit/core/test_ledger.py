@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ragingest.checkpoint.ledger import LOOKUP, Ledger, LedgerDamagedError, LedgerRow
@@ -52,6 +52,7 @@ def test_a_later_row_replaces_an_earlier_one(ledger: Ledger) -> None:
     assert ledger.count() == 1
 
 
+@settings(max_examples=25)  # each makes a file
 @given(st.lists(st.text(min_size=1, max_size=6), unique=True, max_size=20), st.data())
 def test_ids_of_any_text_are_kept_apart(ids: list[str], data: st.DataObject) -> None:
     known = set(data.draw(st.lists(st.sampled_from(ids), unique=True) if ids else st.just([])))
@@ -132,6 +133,7 @@ def test_after_a_loss_of_power_only_what_the_run_left_undone_is_distrusted(ledge
     assert ledger.count() == 3
 
 
+@settings(max_examples=25)  # each makes a file
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 2)), max_size=30), st.integers(0, 30))
 def test_distrust_follows_the_done_ranges(rows: list[tuple[int, int]], end: int) -> None:
     done = RangeSet([(0, end)])

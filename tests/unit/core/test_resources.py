@@ -21,9 +21,13 @@ MIB = 1 << 20
 class Readings:
     """A gauge that shows one number after the other, and stays at the last."""
 
-    def __init__(self, *used: int, limit: int = 100) -> None:
+    def __init__(self, *used: int, limit: int = 100, own: int = 7) -> None:
         self.left = list(used)
+        self.own = own
         self._limit = limit
+
+    def own_bytes(self) -> int:
+        return self.own
 
     def read(self) -> MemoryReading:
         used = self.left.pop(0) if len(self.left) > 1 else self.left[0]
@@ -45,9 +49,9 @@ class Time:
 def wait(gauge: Readings, must_go_on: Callable[[], bool] = lambda: False) -> tuple[list[Event], float]:
     events: list[Event] = []
     time = Time()
-    manager = ResourceManager(1, gauge, events.append, time.sleep, time.clock)
+    manager = ResourceManager(1, gauge, events.append, sleep=time.sleep, clock=time.clock)
     asyncio.run(manager.wait_for_memory(must_go_on))
-    assert manager.peak_bytes > 0
+    assert manager.peak_bytes == gauge.own
     return events, time.now
 
 
@@ -85,13 +89,12 @@ def test_reading_does_not_wait_at_all_when_it_must_go_on() -> None:
     assert wait(Readings(200), lambda: True)[1] == 0
 
 
-def test_the_highest_memory_seen_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = iter([5, 9, 7])
-    monkeypatch.setattr(resources, "own_anonymous_bytes", lambda: next(seen))
-    manager = ResourceManager(1, Readings(0))
+def test_the_highest_memory_seen_is_kept() -> None:
+    gauge = Readings(0)
+    manager = ResourceManager(1, gauge)
 
     async def three_times() -> None:
-        for _ in range(3):
+        for gauge.own in (5, 9, 7):
             await manager.wait_for_memory()
 
     asyncio.run(three_times())
@@ -124,6 +127,29 @@ def test_never_more_than_the_concurrency_is_under_way_and_never_less_than_possib
 
     asyncio.run(all_calls())
     assert most == min(concurrency, calls)
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=20))
+def test_no_call_begins_where_there_is_no_room_for_it(rooms: list[int]) -> None:
+    left = iter(rooms)
+    room = 1
+    under_way = 0
+
+    async def call(manager: ResourceManager) -> None:
+        nonlocal room, under_way
+        async with manager.acquire():
+            under_way += 1
+            assert under_way <= min(4, room)
+            await asyncio.sleep(0)
+            under_way -= 1
+            room = next(left, room)
+
+    async def all_calls() -> None:
+        manager = ResourceManager(4, Readings(0), room=lambda: room)
+        await asyncio.gather(*(call(manager) for _ in range(20)))
+
+    asyncio.run(all_calls())
+    assert under_way == 0
 
 
 def test_a_call_that_fails_gives_its_slot_back() -> None:
@@ -238,6 +264,12 @@ def test_a_limit_in_bytes_is_of_this_process_whatever_the_container_says(tmp_pat
     reading = SystemGauge(MemoryLimit(share=None, bytes=7 * MIB), tmp_path).read()
     assert (reading.limit, reading.where) == (7 * MIB, "this process")
     assert 0 < reading.used < psutil.virtual_memory().total
+
+
+def test_the_processes_that_this_one_started_count_as_its_own(tmp_path: Path) -> None:
+    gauge = SystemGauge(MemoryLimit(share=None, bytes=MIB), tmp_path, lambda: 1 << 60)
+    assert gauge.own_bytes() > 1 << 60
+    assert gauge.read().used > 1 << 60
 
 
 def test_memory_that_this_process_takes_is_counted() -> None:

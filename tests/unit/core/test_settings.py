@@ -32,6 +32,7 @@ OTHER: dict[str, Any] = {
     "embedder": "null",
     "model": "large",
     "dimensions": 64,
+    "base_url": "http://127.0.0.1:8080/v1",
     "chunk": False,
     "chunk_size": 100,
     "chunk_overlap": 1,

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import base64
 import http.client
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
+import openai
+
+from tests.servers.openai_api import EmbeddingsServer
 
 MODEL = "text-embedding-3-small"
+Sdk = Callable[[EmbeddingsServer], openai.OpenAI]
 Vectors = npt.NDArray[np.float32]
 
 

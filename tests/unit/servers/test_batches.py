@@ -11,7 +11,7 @@ from openai.types import Batch
 
 from tests.servers.faults import reset_after, status
 from tests.servers.openai_api import BatchOutcome, EmbeddingsServer, ServerConfig, digest_of, vector_of
-from tests.unit.servers.client import MODEL, decode
+from tests.unit.servers.client import MODEL, Sdk, decode
 
 CONFIG = ServerConfig(
     tokens_per_ascii_byte=1.0,
@@ -29,9 +29,8 @@ def server() -> Iterator[EmbeddingsServer]:
 
 
 @pytest.fixture
-def client(server: EmbeddingsServer) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(api_key="sk-test", base_url=server.base_url, max_retries=0) as client:
-        yield client
+def client(server: EmbeddingsServer, sdk: Sdk) -> openai.OpenAI:
+    return sdk(server)
 
 
 def line(custom_id: str, texts: Sequence[str], **changes: Any) -> bytes:
@@ -287,12 +286,12 @@ def test_a_batch_survives_the_deletion_of_its_input(client: openai.OpenAI) -> No
         (None, ["validating"] * 5),
     ],
 )
-def test_states_last_as_many_polls_as_the_settings_say(polls: int | None, seen: list[str]) -> None:
+def test_states_last_as_many_polls_as_the_settings_say(sdk: Sdk, polls: int | None, seen: list[str]) -> None:
     with EmbeddingsServer(ServerConfig(polls_per_state=polls)) as server:
-        with openai.OpenAI(api_key="sk-test", base_url=server.base_url, max_retries=0) as client:
-            batch = submit(client, line("a", ["one"]))
-            assert batch.status == "validating"
-            assert [client.batches.retrieve(batch.id).status for _ in seen] == seen
+        client = sdk(server)
+        batch = submit(client, line("a", ["one"]))
+        assert batch.status == "validating"
+        assert [client.batches.retrieve(batch.id).status for _ in seen] == seen
 
 
 def test_a_created_batch_nobody_heard_of_is_found_in_the_list(

@@ -30,18 +30,20 @@ def test_no_window_ever_holds_more_than_the_limit_and_nothing_that_fits_is_refus
 @given(steps, st.integers(12, 30))
 def test_the_wait_is_the_shortest_that_helps(steps: list[tuple[int, int]], limit: int) -> None:
     window = SlidingWindow(limit, 60)
+    taken: list[tuple[int, int]] = []
     now = 0
     for pause, amount in steps:
         now += pause
         wait = window.wait(amount, now)
         assert wait is not None
         if wait:
-            # One that has just come would still not fit a moment before.
-            used = sum(size for at, size in window._entries if at > now + wait - 1 - 60)
+            # A second earlier it would not have fitted.
+            used = sum(size for at, size in taken if at > now + wait - 1 - 60)
             assert used + amount > limit
         now += int(wait)
         assert window.wait(amount, now) == 0
         window.take(amount, now)
+        taken.append((now, amount))
 
 
 def test_what_is_larger_than_the_limit_never_fits() -> None:

@@ -1,0 +1,244 @@
+"""How the pipeline reaches an embedder: in threads, or over the wire; and what it must know of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ragingest.batching import StreamingBatcher
+from ragingest.books import Books
+from ragingest.checkpoint.vectors import PaidVectors
+from ragingest.chunking import Chunker, EstimatingChunker, whole
+from ragingest.documents import Chunk, EmbeddedBatch, Vectors
+from ragingest.embedders import APIS, open_api, open_embedder
+from ragingest.embedders.bm25 import BM25
+from ragingest.embedders.remote import RemoteCalls, RemoteLimits
+from ragingest.errors import RejectedError, TerminalError, TransientError, UsageError
+from ragingest.events import Emit, Noticed
+from ragingest.models import DEFAULT_MODELS, ModelFacts, facts_of
+from ragingest.pipeline import Embed, Packer, Split
+from ragingest.protocols import Embedder, Query
+from ragingest.settings import JobSettings, RunOptions
+from ragingest.tokens import RequestPacker, TokenEstimator, exact_counter, measure
+
+__all__ = ["Embedding", "embed_query", "open_embedding"]
+
+PROBE = "dimensions"
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """An embedder as the pipeline uses it."""
+
+    name: str
+    model: str
+    dimensions: int
+    sparse: bool
+    concurrency: int
+    """Batches at once, at most."""
+    room: Callable[[], int] | None
+    """How many make sense now; None: all."""
+    split: Split
+    packer: Packer
+    embed: Embed
+    embedded: Callable[[Sequence[Chunk]], Awaitable[None]]
+    sync: Callable[[], None]
+    """Makes what was paid for survive a loss of power; called at the checkpoint's pace."""
+    aclose: Callable[[], Coroutine[Any, Any, None]]
+
+
+def open_embedding(
+    settings: JobSettings, options: RunOptions, books: Books, vectors: Path, emit: Emit
+) -> Embedding:
+    """The embedder of a job, ready to be used.
+
+    Args:
+        books: is counted into.
+        vectors: where paid vectors are kept; the name of their files begins with it.
+
+    Raises:
+        UsageError: there is no such embedder, or a package or a key is missing.
+        TerminalError: an API does not answer when it is asked for its dimensions.
+    """
+    if settings.embedder in APIS:
+        return _remote(settings, options, books, vectors, emit)
+    return _local(settings, options)
+
+
+def embed_query(name: str, model: str, base_url: str | None, dimensions: int, text: str) -> Query:
+    """Embed a search text as the documents of a collection were.
+
+    Raises:
+        RagingestError: the embedder cannot be opened or does not answer.
+    """
+    if name not in APIS:
+        embedder = open_embedder(name, dimensions)
+        try:
+            return embedder.embed_query(text)
+        finally:
+            embedder.close()
+    facts = facts_of(name, model)
+    asked = dimensions if facts.shortenable and facts.dimensions not in (None, dimensions) else None
+    vectors, _ = _ask(name, model, base_url, asked, 60.0, text)
+    return Query(vectors, BM25().encode_query(text))
+
+
+def _local(settings: JobSettings, options: RunOptions) -> Embedding:
+    embedder: Embedder = open_embedder(settings.embedder, settings.dimensions)
+    limits = embedder.limits
+    concurrency = options.concurrency or limits.concurrency
+    threads = ThreadPoolExecutor(concurrency, "embed")
+    split: Split = whole
+    if settings.chunk and embedder.tokenizer is not None:
+        split = Chunker(embedder.tokenizer, settings.chunk_size, settings.chunk_overlap).split
+    size = min(options.batch_size or limits.max_texts, limits.max_texts)
+
+    async def embed(chunks: list[Chunk]) -> EmbeddedBatch:
+        return await asyncio.get_running_loop().run_in_executor(threads, embedder.embed, chunks)
+
+    async def embedded(_chunks: Sequence[Chunk]) -> None:
+        pass
+
+    async def aclose() -> None:
+        threads.shutdown(cancel_futures=True)
+        embedder.close()
+
+    return Embedding(
+        name=embedder.name,
+        model=embedder.model,
+        dimensions=embedder.dimensions,
+        sparse=embedder.sparse,
+        concurrency=concurrency,
+        room=None,
+        split=split,
+        packer=StreamingBatcher(size, limits.max_bytes, lambda chunk: chunk.size),
+        embed=embed,
+        embedded=embedded,
+        sync=lambda: None,
+        aclose=aclose,
+    )
+
+
+def _remote(settings: JobSettings, options: RunOptions, books: Books, vectors: Path, emit: Emit) -> Embedding:
+    name = settings.embedder
+    model = settings.model or DEFAULT_MODELS[name]
+    facts = facts_of(name, model)
+    if settings.dimensions is not None and not facts.shortenable and settings.dimensions != facts.dimensions:
+        raise UsageError(f"{model} makes {facts.dimensions} dimensions", "leave --dimensions out")
+    books.price_per_million = (
+        facts.price_per_million if options.price_per_million is None else options.price_per_million
+    )
+    if options.max_cost is not None and books.price_per_million is None:
+        raise UsageError(
+            f"the price of {model} is not known, so --max-cost cannot be kept", "give --price-per-million"
+        )
+    dimensions = settings.dimensions or facts.dimensions
+    if dimensions is None:
+        vector, tokens = _ask(name, model, settings.base_url, None, options.timeout, PROBE)
+        dimensions = len(vector)
+        books.requests += 1
+        books.answered += 1
+        books.texts += 1
+        books.tokens += tokens
+    asked = settings.dimensions if facts.shortenable else None
+    api = open_api(name, model, base_url=settings.base_url, dimensions=asked, timeout=options.timeout)
+    estimator = TokenEstimator.for_limits(facts.max_request_tokens, facts.special_tokens)
+    count = exact_counter(model)
+    kept = PaidVectors(vectors, f"{name} {model}", dimensions, options.keep_embeddings)
+    if kept.warning:
+        emit(Noticed(kept.warning))
+    calls = RemoteCalls(
+        api,
+        dimensions,
+        RemoteLimits(
+            options.rpm,
+            options.tpm,
+            options.max_concurrency,
+            options.max_cost,
+            options.max_tokens,
+            options.give_up_after,
+        ),
+        books,
+        estimator,
+        kept=kept,
+        sparse=BM25().encode,
+        on_change=lambda opened: emit(
+            Noticed(f"{api.name} {'fails: waiting for it' if opened else 'answers again'}")
+        ),
+    )
+
+    async def embed(chunks: list[Chunk]) -> EmbeddedBatch:
+        if len(chunks) == 1:
+            _check_length(chunks[0].text, facts, estimator, count)
+        return await calls.embed(chunks)
+
+    async def aclose() -> None:
+        await calls.close()
+        kept.close()
+
+    split: Split = whole
+    if settings.chunk:
+        split = EstimatingChunker(settings.chunk_size, settings.chunk_overlap, facts.max_input_tokens).split
+    return Embedding(
+        name=name,
+        model=model,
+        dimensions=dimensions,
+        sparse=True,
+        concurrency=options.max_concurrency,
+        # Those that wait for another try hold no slot, but their batch.
+        room=lambda: calls.concurrency.limit + calls.concurrency.limit // 2 + 1,
+        split=split,
+        packer=RequestPacker(
+            lambda chunk: chunk.text,
+            estimator,
+            max_inputs=min(options.batch_size or facts.max_inputs, facts.max_inputs),
+            max_tokens=facts.max_request_tokens,
+            max_input_tokens=facts.max_input_tokens,
+            count=count,
+        ),
+        embed=embed,
+        embedded=calls.confirmed,
+        sync=calls.sync,
+        aclose=aclose,
+    )
+
+
+def _check_length(
+    text: str, facts: ModelFacts, estimator: TokenEstimator, count: Callable[[str], int] | None
+) -> None:
+    """Nothing over the model's limit is sent, and nothing is cut in silence.
+
+    Raises:
+        RejectedError: the text is too long, or may well be.
+    """
+    fits = estimator.fits(text, facts.max_input_tokens, count)
+    if fits or (fits is None and not estimator.doubtful(measure(text), facts.max_input_tokens)):
+        return
+    raise RejectedError(
+        "too_many_tokens",
+        f"the text has {len(text.encode()):,} bytes, too many for the {facts.max_input_tokens:,} tokens that "
+        f"{facts.name} takes; leave --no-chunk out to have it split",
+    )
+
+
+def _ask(
+    name: str, model: str, base_url: str | None, dimensions: int | None, timeout: float, text: str
+) -> tuple[Vectors, int]:
+    """One vector, shape (d,), by one request outside of any run; and its tokens."""
+
+    async def ask() -> tuple[Vectors, int]:
+        api = open_api(name, model, base_url=base_url, dimensions=dimensions, timeout=timeout)
+        try:
+            answer = await api.request([text])
+            return answer.vectors[0], answer.tokens
+        finally:
+            await api.close()
+
+    try:
+        return asyncio.run(ask())
+    except (TransientError, RejectedError) as error:
+        raise TerminalError(str(error), "check --base-url and --model, or try again later") from None

@@ -1,0 +1,399 @@
+"""What every store promises. An adapter's test supplies `build` and says what the store can do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import pytest
+
+from ragingest.documents import Chunk, Document, EmbeddedBatch, Vectors, point_id
+from ragingest.errors import RejectedError, TerminalError, UsageError
+from ragingest.protocols import CollectionSpec, Query, SearchMode, Store, StoredPoint
+
+from .embedding import chunk, document
+
+__all__ = ["DIMENSIONS", "Sparse", "StoreContract", "batch_of", "spec_of"]
+
+DIMENSIONS = 8
+
+Open = Callable[[], Store]
+
+METADATA: dict[str, Any] = {
+    "title": "Öffnungszeiten 図書館 \U0001f4da",
+    "nested": {"list": [1, [2.5, {"deep": None}], "x"], "empty": {}, "none": []},
+    "null": None,
+    "yes": True,
+    "no": False,
+    "float": -0.125,
+    "smallest": -(2**63),
+    "largest": 2**63 - 1,
+    "unsigned": 2**64 - 1,
+    "a key with spaces": 1,
+    "a.dotted.key": 2,
+    "": "no name",
+    'quoted "key"': "\\ \0 \n",
+}
+
+
+class Sparse(NamedTuple):
+    """A sparse vector, as those of the embedders: term numbers and their weights."""
+
+    indices: list[int]
+    values: list[float]
+
+
+def spec_of(*, sparse: bool, dimensions: int = DIMENSIONS) -> CollectionSpec:
+    return CollectionSpec(dimensions, sparse, "fake", "model-1")
+
+
+def vector(seed: int, dimensions: int = DIMENSIONS) -> Vectors:
+    return np.random.default_rng(seed).standard_normal(dimensions).astype(np.float32)
+
+
+def batch_of(chunks: Sequence[Chunk], seeds: Sequence[int] | None = None, *, sparse: bool) -> EmbeddedBatch:
+    """The chunks with a vector of its own for each seed; the sparse one has the seed as its term."""
+    seeds = range(len(chunks)) if seeds is None else seeds
+    dense = np.stack([vector(seed) for seed in seeds])
+    terms = [Sparse([seed, 1_000_000], [1.5, 0.25]) for seed in seeds]
+    return EmbeddedBatch(list(chunks), dense, terms if sparse else None)
+
+
+class StoreContract:
+    sparse: ClassVar[bool] = True
+    """Whether it keeps sparse vectors, and finds by them."""
+    unsigned: ClassVar[bool] = True
+    """Whether integers from 2**63 to 2**64 - 1 come back as they were."""
+
+    def build(self, folder: Path, collection: str) -> Store:
+        """A store over that collection, not yet prepared; the same arguments name the same data."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    def opened(self, tmp_path: Path) -> Iterator[Open]:
+        """Makes stores over one collection, and closes them afterwards."""
+        stores: list[Store] = []
+
+        def open_() -> Store:
+            stores.append(self.build(tmp_path, "docs"))
+            return stores[-1]
+
+        yield open_
+        for store in stores:
+            store.close()
+
+    @pytest.fixture
+    def store(self, opened: Open) -> Store:
+        """An empty collection."""
+        store = opened()
+        store.prepare(spec_of(sparse=self.sparse))
+        return store
+
+    def put(self, store: Store, documents: Sequence[Document], seeds: Sequence[int] | None = None) -> EmbeddedBatch:
+        batch = batch_of([chunk(document) for document in documents], seeds, sparse=self.sparse)
+        store.upsert(batch)
+        return batch
+
+    def query(self, seed: int) -> Query:
+        return Query(vector(seed), Sparse([seed], [1.0]) if self.sparse else None)
+
+    def check(self, point: StoredPoint, of: Chunk, dense: Vectors, terms: Sparse | None) -> None:
+        """The point holds the chunk as it was, and its vectors up to their length."""
+        assert point.point_id == point_id(of.document.id, of.number)
+        assert (point.id, point.chunk, point.chunks) == (of.document.id, of.number, of.document.chunks)
+        assert point.text == of.text
+        assert point.digest == of.document.digest.hex()
+        assert dict(point.metadata) == of.document.metadata
+        kinds = {key: type(value) for key, value in of.document.metadata.items()}
+        assert {key: type(value) for key, value in point.metadata.items()} == kinds
+        assert point.dense.dtype == np.float32
+        unit = dense / np.linalg.norm(dense)
+        np.testing.assert_allclose(point.dense / np.linalg.norm(point.dense), unit, atol=1e-6)
+        if terms is not None:
+            assert point.sparse is not None
+            assert point.sparse.keys() == set(terms.indices)
+            np.testing.assert_allclose([point.sparse[term] for term in terms.indices], terms.values, rtol=1e-6)
+
+    def check_holds(self, store: Store, batch: EmbeddedBatch) -> None:
+        """Exactly the points of the batch are in the store."""
+        assert store.count() == len(batch.chunks)
+        points = {(p.id, p.chunk): p for p in store.fetch([(c.document.id, c.number) for c in batch.chunks])}
+        assert len(points) == len(batch.chunks)
+        for row, of in enumerate(batch.chunks):
+            terms = None if batch.sparse is None else batch.sparse[row]
+            self.check(points[of.document.id, of.number], of, batch.dense[row], terms)
+
+    # -- the collection ----------------------------------------------------------------------------
+
+    def test_it_says_what_it_takes(self, opened: Open) -> None:
+        store = opened()
+        assert store.name
+        assert not store.forgets
+        assert store.limits.max_points >= 1
+        assert store.limits.concurrency >= 1
+
+    def test_prepare_creates_an_empty_collection(self, store: Store) -> None:
+        assert store.count() == 0
+        assert store.fetch([("a", 0)]) == []
+        assert store.search(self.query(1), 5) == []
+
+    def test_another_instance_finds_what_was_stored(self, store: Store, opened: Open) -> None:
+        batch = self.put(store, [document("a", "text a"), document("b", "text b")])
+        store.flush()
+        store.close()
+        again = opened()
+        again.prepare(spec_of(sparse=self.sparse))
+        self.check_holds(again, batch)
+        more = self.put(again, [document("c", "text c")], [7])
+        assert again.count() == 3
+        self.check(
+            again.fetch([("c", 0)])[0], more.chunks[0], more.dense[0], more.sparse[0] if more.sparse else None
+        )
+
+    def test_preparing_again_with_other_dimensions_names_both_sides(self, store: Store, opened: Open) -> None:
+        self.put(store, [document("a", "text")])
+        store.close()
+        other = opened()
+        with pytest.raises(TerminalError) as caught:
+            other.prepare(spec_of(sparse=self.sparse, dimensions=12))
+        assert str(DIMENSIONS) in caught.value.message
+        assert "12" in caught.value.message
+        assert "docs" in caught.value.message
+        assert caught.value.hint
+
+    def test_preparing_again_with_other_kinds_of_vectors_is_refused(self, store: Store, opened: Open) -> None:
+        store.close()
+        if self.sparse:
+            with pytest.raises(TerminalError, match="docs"):
+                opened().prepare(spec_of(sparse=False))
+
+    def test_a_refused_collection_can_be_opened_as_what_it_is(self, store: Store, opened: Open) -> None:
+        batch = self.put(store, [document("a", "text")])
+        store.close()
+        other = opened()
+        with pytest.raises(TerminalError):
+            other.prepare(spec_of(sparse=self.sparse, dimensions=12))
+        other.close()
+        again = opened()
+        again.prepare(spec_of(sparse=self.sparse))
+        self.check_holds(again, batch)
+
+    def test_collections_do_not_share_points(self, store: Store, tmp_path: Path) -> None:
+        self.put(store, [document("a", "text")])
+        other = self.build(tmp_path, "other")
+        try:
+            other.prepare(spec_of(sparse=self.sparse))
+            assert other.count() == 0
+            assert other.fetch([("a", 0)]) == []
+        finally:
+            other.close()
+
+    def test_closing_twice_is_closing(self, store: Store) -> None:
+        store.close()
+        store.close()
+
+    # -- writing -----------------------------------------------------------------------------------
+
+    def test_what_is_stored_comes_back_as_it_was(self, store: Store) -> None:
+        metadata = dict(METADATA) if self.unsigned else {k: v for k, v in METADATA.items() if k != "unsigned"}
+        texts = ["plain", "ü 図書館 \U0001f4da \u2028", "\0 nul", " \n white ", '"quoted" \\', "long " * 20_000]
+        documents = [document(f"id {n}", text, metadata) for n, text in enumerate(texts)]
+        documents.append(document("ü/図書館 '\"; \0", "odd id"))
+        documents.append(document("x" * 512, "long id", {}))
+        self.check_holds(store, self.put(store, documents))
+
+    def test_every_chunk_of_a_document_is_a_point(self, store: Store) -> None:
+        whole = document("a", "one two three", {"k": 1}, chunks=3)
+        chunks = [chunk(whole, number, text) for number, text in enumerate(whole.text.split())]
+        batch = batch_of(chunks, sparse=self.sparse)
+        store.upsert(batch)
+        self.check_holds(store, batch)
+
+    def test_ids_that_look_like_chunks_of_each_other_are_kept_apart(self, store: Store) -> None:
+        documents = [document(id_, f"text {id_}", chunks=12) for id_ in ("a", "a1", "a\0", "a\x001", "1", "")]
+        chunks = [chunk(of, number) for of in documents for number in (0, 1, 11)]
+        batch = batch_of(chunks, sparse=self.sparse)
+        store.upsert(batch)
+        self.check_holds(store, batch)
+
+    def test_the_same_upsert_again_changes_nothing(self, store: Store) -> None:
+        batch = self.put(store, [document("a", "text a", METADATA), document("b", "text b")])
+        store.upsert(batch)
+        store.flush()
+        store.upsert(batch)
+        if not self.unsigned:
+            assert store.count() == 2
+            return
+        self.check_holds(store, batch)
+
+    def test_new_content_replaces_the_old_whole(self, store: Store) -> None:
+        self.put(store, [document("a", "old", {"gone": 1, "kept": {"x": 1, "y": 2}}), document("b", "b")])
+        self.put(store, [document("a", "new", {"kept": {"x": 3}}, chunks=2)], [42])
+        batch = batch_of(
+            [chunk(document("a", "new", {"kept": {"x": 3}}, chunks=2)), chunk(document("b", "b"))],
+            [42, 1],
+            sparse=self.sparse,
+        )
+        self.check_holds(store, batch)
+        assert store.search(self.query(42), 1)[0].text == "new"
+
+    def test_the_largest_upsert_is_taken(self, store: Store) -> None:
+        count = store.limits.max_points
+        batch = self.put(store, [document(f"d{n}", f"text {n}") for n in range(count)])
+        self.check_holds(store, batch)
+
+    def test_sizes_cover_text_and_vector(self, store: Store) -> None:
+        if store.limits.max_bytes is None:
+            return
+        batch = batch_of([chunk(document("a", "x")), chunk(document("b", "y" * 5000))], sparse=self.sparse)
+        small, large = store.sizes(batch)
+        assert small >= DIMENSIONS * 4
+        assert large >= DIMENSIONS * 4 + 5000
+
+    def test_a_document_that_cannot_be_stored_is_rejected_and_nothing_of_its_batch_counts(
+        self, store: Store
+    ) -> None:
+        for value in (float("nan"), float("inf"), [float("-inf")], {"deep": [{"x": float("nan")}]}):
+            bad = document("bad", "text")
+            bad.metadata["number"] = value
+            with pytest.raises(RejectedError) as caught:
+                self.put(store, [document("good", "text"), bad])
+            assert caught.value.kind
+            assert store.count() == 0
+        self.put(store, [document("good", "text")])
+        assert store.count() == 1
+
+    def test_vectors_of_another_dimension_are_refused_whole(self, store: Store) -> None:
+        batch = batch_of([chunk(document("a", "text"))], sparse=self.sparse)
+        wide = EmbeddedBatch(batch.chunks, np.ones((1, DIMENSIONS + 1), dtype=np.float32), batch.sparse)
+        with pytest.raises(TerminalError) as caught:
+            store.upsert(wide)
+        assert str(DIMENSIONS) in caught.value.message
+        assert str(DIMENSIONS + 1) in caught.value.message
+        assert store.count() == 0
+
+    def test_deletion_is_by_document_and_chunk_and_may_be_repeated(self, store: Store) -> None:
+        whole = document("a", "one two three", chunks=3)
+        store.upsert(batch_of([chunk(whole, n, str(n)) for n in range(3)], sparse=self.sparse))
+        self.put(store, [document("b", "b")], [9])
+        store.delete([("a", 1), ("a", 2), ("a", 7), ("missing", 0)])
+        store.delete([("a", 1)])
+        store.delete([])
+        assert store.count() == 2
+        found = store.fetch([("a", 0), ("a", 1), ("a", 2), ("b", 0)])
+        assert {(point.id, point.chunk) for point in found} == {("a", 0), ("b", 0)}
+        assert {(hit.id, hit.chunk) for hit in store.search(self.query(1), 10)} == {("a", 0), ("b", 0)}
+
+    def test_what_was_deleted_can_be_stored_again(self, store: Store) -> None:
+        batch = self.put(store, [document("a", "text")])
+        store.delete([("a", 0)])
+        assert store.count() == 0
+        store.upsert(batch)
+        self.check_holds(store, batch)
+
+    def test_finishing_loses_nothing(self, store: Store) -> None:
+        batch = self.put(store, [document(f"d{n}", f"text {n}") for n in range(50)])
+        store.finish()
+        self.check_holds(store, batch)
+
+    def test_fetching_nothing_is_nothing(self, store: Store) -> None:
+        assert store.fetch([]) == []
+
+    # -- searching ---------------------------------------------------------------------------------
+
+    @property
+    def modes(self) -> list[SearchMode]:
+        return ["dense", "sparse", "hybrid"] if self.sparse else ["dense"]
+
+    def test_every_mode_finds_the_right_chunk_first(self, store: Store) -> None:
+        documents = [document(f"d{n}", f"text {n}", {"n": n}) for n in range(40)]
+        self.put(store, documents)
+        for mode in self.modes:
+            for seed in (0, 17, 39):
+                hits = store.search(self.query(seed), 5, mode)
+                assert (hits[0].id, hits[0].chunk) == (f"d{seed}", 0)
+                assert hits[0].text == f"text {seed}"
+                assert dict(hits[0].metadata) == {"n": seed}
+                scores = [hit.score for hit in hits]
+                assert scores == sorted(scores, reverse=True)
+
+    def test_no_more_than_the_limit_is_found_and_nothing_twice(self, store: Store) -> None:
+        self.put(store, [document(f"d{n}", f"text {n}") for n in range(20)])
+        for mode in self.modes:
+            for limit in (1, 3, 100):
+                hits = store.search(self.query(3), limit, mode)
+                assert 1 <= len(hits) <= min(limit, 20)
+                assert len({(hit.id, hit.chunk) for hit in hits}) == len(hits)
+        assert len(store.search(self.query(3), 100, "dense")) == 20
+
+    def test_a_mode_that_there_is_not_is_a_usage_error(self, opened: Open, tmp_path: Path) -> None:
+        plain = self.build(tmp_path, "plain")
+        try:
+            plain.prepare(spec_of(sparse=False))
+            plain.upsert(batch_of([chunk(document("a", "text"))], sparse=False))
+            with pytest.raises(UsageError, match="sparse"):
+                plain.search(Query(vector(0), Sparse([1], [1.0])), 5, "sparse")
+            with pytest.raises(UsageError, match="sparse"):
+                plain.search(Query(vector(0)), 5, "hybrid")
+            assert [hit.id for hit in plain.search(Query(vector(0)), 5, "dense")] == ["a"]
+        finally:
+            plain.close()
+
+    def test_a_query_of_another_dimension_is_refused(self, store: Store) -> None:
+        self.put(store, [document("a", "text")])
+        with pytest.raises((TerminalError, UsageError), match=str(DIMENSIONS)):
+            store.search(Query(vector(0, DIMENSIONS + 1)), 5)
+
+    FILTERED: ClassVar[dict[str, dict[str, Any]]] = {
+        "plain": {"section": "archives", "year": 1999, "open": True, "b": "outside"},
+        "nested": {"a": {"b": "inside", "c": {"d": 5}}, "open": False, "year": -3},
+        "flat": {"a.b": "inside", "two words": "x", "größe": "ü"},
+        "text": {"year": "1999", "open": "true", "big": 2**63 - 1, "list": ["one", "two"]},
+        "numbers": {"1st": "first", "with-dash": "y", "under_score": "z", "": "unnamed"},
+    }
+
+    FILTERS: ClassVar[list[tuple[dict[str, str], set[str]]]] = [
+        ({"section": "archives"}, {"plain"}),
+        ({"section": "Archives"}, set()),
+        ({"section": "arch"}, set()),
+        ({"missing": "x"}, set()),
+        ({"year": "1999"}, {"plain", "text"}),
+        ({"year": "-3"}, {"nested"}),
+        ({"year": "19"}, set()),
+        ({"big": str(2**63 - 1)}, {"text"}),
+        ({"big": str(2**63)}, set()),
+        ({"open": "true"}, {"plain", "text"}),
+        ({"open": "false"}, {"nested"}),
+        ({"a.b": "inside"}, {"nested", "flat"}),
+        ({"a.c.d": "5"}, {"nested"}),
+        ({"b": "inside"}, set()),
+        ({"two words": "x"}, {"flat"}),
+        ({"größe": "ü"}, {"flat"}),
+        ({"list": "two"}, {"text"}),
+        ({"1st": "first"}, {"numbers"}),
+        ({"with-dash": "y"}, {"numbers"}),
+        ({"under_score": "z"}, {"numbers"}),
+        ({"year": "1999", "open": "true"}, {"plain", "text"}),
+        ({"year": "1999", "section": "archives"}, {"plain"}),
+        ({"year": "1999", "section": "none"}, set()),
+        ({}, set(FILTERED)),
+    ]
+
+    def test_a_filter_lets_through_what_has_the_value(self, store: Store) -> None:
+        self.put(store, [document(name, name, metadata) for name, metadata in self.FILTERED.items()])
+        everything = Query(vector(0), Sparse([1_000_000], [1.0]) if self.sparse else None)
+        for mode in self.modes:
+            for filters, names in self.FILTERS:
+                found = {hit.id for hit in store.search(everything, 10, mode, filters)}
+                assert (mode, filters, found) == (mode, filters, names)
+
+    def test_a_key_of_any_form_filters_or_is_a_usage_error(self, store: Store) -> None:
+        keys = ['quoted "key"', "back\\slash", "a..b", ".", "a[", "a[]", "a[0].b", " ", "a'b", "\n", "*", "\0"]
+        self.put(store, [*(document(key, "text", {key: "x"}) for key in keys), document("b", "text", {"c": "x"})])
+        for key in keys:
+            with suppress(UsageError):
+                hits = store.search(self.query(0), 50, "dense", {key: "x"})
+                assert [hit.id for hit in hits] == [key]

@@ -1,0 +1,89 @@
+"""The real command with a fault built in: what FAULT says happens at one call of one function.
+
+    FAULT=kill:after:Ledger.commit:5      die by SIGKILL after its fifth call has returned
+    FAULT=kill:before:Path.replace:2      die before the second one
+    FAULT=full:before:write_durably:3     the disk is full from the third one on
+    FAULT=gate:before:Store.upsert:1      from the first one on, wait until the FIFO in FAULT_FIFO is closed
+
+FAULT_LOG names a file to which the id and number of every chunk that is embedded are appended.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import pathlib
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import ragingest.checkpoint.manager
+import ragingest.wiring
+from ragingest.checkpoint.journal import Journal
+from ragingest.checkpoint.ledger import Ledger
+from ragingest.checkpoint.manager import CheckpointManager
+from ragingest.checkpoint.rejects import RejectsFile
+from ragingest.cli import main
+from ragingest.embedders.null import NullEmbedder
+from ragingest.embedders.wordllama import WordLlamaEmbedder
+from ragingest.stores.edge_process import EdgeProcess
+
+OWNERS: dict[str, Any] = {
+    "CheckpointManager": CheckpointManager,
+    "Journal": Journal,
+    "Ledger": Ledger,
+    "Path": pathlib.Path,
+    "RejectsFile": RejectsFile,
+    "Store": EdgeProcess,
+    "write_durably": ragingest.checkpoint.manager,
+}
+
+
+def build_in(fault: str) -> None:
+    action, when, place, count = fault.split(":")
+    owner = OWNERS[place.partition(".")[0]]
+    name = place.rpartition(".")[2]
+    original = getattr(owner, name)
+    calls = 0
+
+    def strike() -> None:
+        if action == "kill" and calls == int(count):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if action == "full" and calls >= int(count):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if action == "gate" and calls >= int(count):
+            pathlib.Path(os.environ["FAULT_FIFO"]).read_bytes()
+
+    def faulty(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if when == "before":
+            strike()
+        result = original(*args, **kwargs)
+        if when == "after":
+            strike()
+        return result
+
+    setattr(owner, name, faulty)
+
+
+def log_embedded(path: str) -> None:
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+    def logged(original: Callable[..., Any]) -> Callable[..., Any]:
+        def embed(self: Any, chunks: Any) -> Any:
+            os.write(log, "".join(f"{chunk.document.id} {chunk.number}\n" for chunk in chunks).encode())
+            return original(self, chunks)
+
+        return embed
+
+    for embedder in (WordLlamaEmbedder, NullEmbedder):
+        embedder.embed = logged(embedder.embed)  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    if os.environ.get("FAULT"):
+        build_in(os.environ["FAULT"])
+    if os.environ.get("FAULT_LOG"):
+        log_embedded(os.environ["FAULT_LOG"])
+    main()

@@ -1,0 +1,142 @@
+"""SIGKILL at any moment: what is in the store, in the ledger and in the books at the end is what an undisturbed
+run leaves there, and no more is done twice than was in flight."""
+
+from __future__ import annotations
+
+import random
+import signal
+
+import pytest
+
+from ragingest.protocols import StoredPoint
+from tests.e2e.command import Command, stored
+from tests.faults.harness import IN_FLIGHT, SMALL_CHUNKS, SMALL_STEPS, Corpus, Workplace, make_corpus
+
+COUNT = 3000
+KILLS = 5
+
+RUN = ("--job", "j", *SMALL_CHUNKS, *SMALL_STEPS)
+
+
+def essence(points: dict[str, list[StoredPoint]]) -> dict[str, list[tuple[str, str, str]]]:
+    return {id_: [(p.point_id, p.text, p.digest) for p in chunks] for id_, chunks in points.items()}
+
+
+@pytest.fixture(scope="module")
+def corpus() -> Corpus:
+    return make_corpus(COUNT, seed=1953)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    """A run that nothing happened to."""
+    place = Workplace(Command(tmp_path_factory.mktemp("undisturbed")))
+    source = corpus.write(place.folder / "source.jsonl")
+    counters = place.check(corpus, place.run("run", source, *RUN, "--json", code=1))
+    assert counters["duplicate"] == corpus.duplicates > 0
+    assert counters["embedded"] == len(place.embedded())
+    assert counters["chunks"] > counters["stored"]
+    return place
+
+
+@pytest.mark.parametrize("name", ["source.jsonl", "source.jsonl.gz", "source.json"])
+def test_killed_again_and_again_it_ends_as_if_nothing_had_been(
+    place: Workplace, corpus: Corpus, undisturbed: Workplace, name: str
+) -> None:
+    source = corpus.write(place.folder / name)
+    chance = random.Random(name)  # noqa: S311  # repeatable
+    moments = sorted(chance.randrange(1, len(corpus.accepted) - 200) for _ in range(KILLS))
+    command: tuple[str, ...] = ("run", str(source), *RUN)
+    kills = 0
+    for rows in moments:
+        kills += place.kill_at(lambda rows=rows: place.known() >= rows, *command)  # type: ignore[misc]  # bound at once
+        if (place.state / "j.json").exists():
+            place.check_books()
+            command = ("resume", "j")
+    assert kills == KILLS
+
+    result = place.resume()
+    place.check(corpus, result)
+    assert result.document["run"] == 1
+    assert essence(stored(place.folder, corpus.accepted)) == essence(stored(undisturbed.folder, corpus.accepted))
+    assert len(place.embedded()) <= len(undisturbed.embedded()) + kills * IN_FLIGHT
+
+
+SMALL = make_corpus(250, seed=7)
+
+SEAMS = [
+    "kill:after:CheckpointManager.save:1",
+    "kill:before:Journal.intend:1",
+    "kill:after:Journal.intend:1",
+    "kill:before:Store.upsert:1",
+    "kill:after:Store.upsert:9",
+    "kill:before:Ledger.commit:6",
+    "kill:after:Ledger.commit:6",
+    "kill:before:Store.flush:1",
+    "kill:before:RejectsFile.write:1",
+    "kill:after:RejectsFile.write:1",
+    "kill:after:Ledger.sync:1",
+    "kill:before:Path.replace:2",
+    "kill:before:Path.replace:3",
+    "kill:after:Path.replace:3",
+    "kill:before:CheckpointManager.archive:1",
+]
+
+
+@pytest.mark.parametrize("fault", SEAMS)
+def test_killed_between_any_two_steps_it_loses_and_doubles_nothing(place: Workplace, fault: str) -> None:
+    source = SMALL.write(place.folder / "source.jsonl")
+    place.run("run", source, *RUN, fault=fault, code=-signal.SIGKILL)
+    place.check_books()
+    result = place.resume()
+    counters = place.check(SMALL, result)
+    if result.document["run"] == 1:
+        assert counters["stored"] == len(SMALL.accepted)
+        assert counters["duplicate"] == SMALL.duplicates
+    assert len(place.embedded()) <= len(SMALL.lines) + len(SMALL.accepted) + IN_FLIGHT
+
+
+def test_killed_while_leftover_chunks_are_deleted_it_deletes_them_later(place: Workplace) -> None:
+    source = SMALL.write(place.folder / "source.jsonl")
+    place.run("run", source, *RUN, code=1)
+    shrunk = Corpus([line if len(line) < 400 else line[:90] + '", "metadata": {}}' for line in SMALL.lines])
+    assert shrunk.lines != SMALL.lines
+    for fault in ("kill:before:Store.delete:1", "kill:after:Store.delete:1"):
+        shrunk.write(source)
+        place.run("resume", "j", fault=fault, code=-signal.SIGKILL)
+    counters = place.check(shrunk, place.resume())
+    assert counters["unchanged"] > 0
+
+
+def test_killed_in_a_later_run_it_still_knows_what_is_unchanged(place: Workplace) -> None:
+    source = SMALL.write(place.folder / "source.jsonl")
+    place.run("run", source, *RUN, code=1)
+    grown = Corpus([*SMALL.lines, *make_corpus(200, seed=8, first=1000).lines])
+    grown.write(source)
+    place.run("resume", "j", fault="kill:after:Ledger.commit:4", code=-signal.SIGKILL)
+    before = len(place.embedded())
+    result = place.resume()
+    place.check(grown, result)
+    assert result.document["run"] == 2
+    assert result.counters["unchanged"] > 0
+    assert len(place.embedded()) - before < len(grown.accepted)
+
+
+def test_the_death_of_the_stores_process_stops_the_run_which_then_goes_on(place: Workplace) -> None:
+    import psutil
+
+    source = SMALL.write(place.folder / "source.jsonl")
+    gate = place.folder / "gate"
+    import os
+
+    os.mkfifo(gate)
+    process = place.start("run", source, *RUN, "--quiet", fault="gate:before:Store.upsert:3")
+    with gate.open("wb"):
+        (child,) = psutil.Process(process.pid).children()
+        child.kill()
+    from tests.faults.harness import finish
+
+    failed = finish(process, 4)
+    assert "the process of the store documents ended" in failed.err
+    assert "ragingest resume j" in failed.err
+    place.check(SMALL, place.resume())

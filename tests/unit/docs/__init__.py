@@ -1,0 +1,1 @@
+"""The documents are true: generated parts are current, examples run, names exist."""

@@ -1,0 +1,1 @@
+"""What is known before a request is sent: models, tokens, requests, plans."""
