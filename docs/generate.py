@@ -94,7 +94,7 @@ class Parameter:
 
     def text(self) -> str:
         """The help, with default and variable where it does not name them itself."""
-        parts = [self.info.help or ""]
+        parts = [(self.info.help or "").replace(r"\[", "[")]
         if "[default:" not in parts[0] and (shown := self._shown_default()):
             parts.append(f"[default: {shown}]")
         if self.variable:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
+
 from ragingest.documents import Chunk, Document
 from ragingest.protocols import Tokenizer
 from ragingest.tokens import TYPICAL_RATIO, WIDE_RATIO, measure
@@ -64,16 +67,28 @@ class Chunker:
                 result[index] = [fitting[index]]
             else:
                 result[index] = [
-                    Chunk(document, number, piece, len(piece.encode()))
-                    for number, piece in enumerate(self._pieces(document.text))
+                    Chunk(document, number, piece, len(piece.encode()), tokens)
+                    for number, (piece, tokens) in enumerate(self._pieces(document.text))
                 ]
         for document, chunks in zip(documents, result, strict=True):
             document.chunks = len(chunks)
         return result
 
-    def _pieces(self, text: str) -> list[str]:
+    def _pieces(self, text: str) -> list[tuple[str, npt.NDArray[np.intp]]]:
+        """The text in pieces of at most the size, each with its tokens."""
         splitter = self._splitter()
-        return [piece for window in _windows(text) for piece in splitter.chunks(window)] or [text]
+        return self._counted([piece for window in _windows(text) for piece in splitter.chunks(window)] or [text])
+
+    def _counted(self, pieces: list[str]) -> list[tuple[str, npt.NDArray[np.intp]]]:
+        """The splitter lets a piece without breaks grow a token or so over the size: that one is halved."""
+        counted = []
+        for piece, tokens in zip(pieces, self._tokenizer.encode(pieces), strict=True):
+            if len(tokens) <= self._size or len(piece) == 1:
+                counted.append((piece, tokens))
+            else:
+                middle = len(piece) // 2
+                counted += self._counted([piece[:middle], piece[middle:]])
+        return counted
 
     def _splitter(self) -> MarkdownSplitter:
         if self._made is None:

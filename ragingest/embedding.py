@@ -164,6 +164,7 @@ def _remote(settings: JobSettings, options: RunOptions, books: Books, vectors: P
         ),
         books,
         estimator,
+        max_request_tokens=facts.max_request_tokens,
         kept=kept,
         sparse=BM25().encode,
         on_change=lambda opened: emit(

@@ -31,7 +31,10 @@ LONGEST_SLEEP = 3600.0
 
 
 class Grant:
-    """An amount that was granted, and when (seconds of the limiter's clock); `refund` takes it back."""
+    """Stands for what was granted, for `refund`; neighbours in time share one.
+
+    `time` is that of the last of them, in seconds of the limiter's clock.
+    """
 
     __slots__ = ("amount", "first", "time")
 
@@ -381,8 +384,11 @@ class AdaptiveConcurrency:
     PAYS = 0.1
     DOUBLING_PAYS = 0.4
     RESTS = (4, 64)
+    """Rounds between two probes: at first, and at most."""
     PROBE_ROUNDS = 4
+    """Rounds that judge a probe, the first of which is left out."""
     SAMPLE = 16
+    """Calls that make a measurement where there are fewer slots."""
 
     def __init__(self, start: int = 4, maximum: int | None = 64, *, clock: Clock = time.monotonic) -> None:
         if start < 1 or (maximum is not None and maximum < start):
@@ -553,6 +559,8 @@ class AdaptiveConcurrency:
     def _watch(self, level: _Level) -> None:
         base = self._base
         if base is not None and level.latency > 1.5 * base.latency and level.rate < 1.05 * base.rate:
+            if self._completions < self.PROBE_ROUNDS * max(level.limit, self.SAMPLE):
+                return
             self._rest = self.RESTS[0]
             self._hold(level.limit * 3 // 4)
             return

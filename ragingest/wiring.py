@@ -186,8 +186,8 @@ def open_job(
     return JobRun(job, manager, lock, checkpoint, source, embedding, store, ledger, pipeline, resources, emit)
 
 
-def checkpoint_of(manager: CheckpointManager, job: str) -> Checkpoint:
-    """The checkpoint of a job that must exist.
+def checkpoint_of(manager: CheckpointManager, job: str, warn: Callable[[str], None]) -> Checkpoint:
+    """The checkpoint of a job that must exist; `warn` is told if the newest could not be read.
 
     Raises:
         UsageError: there is no such job; names those that there are.
@@ -199,6 +199,8 @@ def checkpoint_of(manager: CheckpointManager, job: str) -> Checkpoint:
             f"there is no job {job} in {manager.folder}",
             f"start it with ragingest run, or give --checkpoint-dir (jobs there: {known})",
         )
+    if loaded.warning:
+        warn(loaded.warning)
     return loaded.checkpoint
 
 
@@ -224,6 +226,9 @@ def _where_it_stands(
         emit(Noticed(loaded.warning))
     before = msgspec.structs.replace(loaded.checkpoint, options=options)
     changes = settings.changes(before.settings)
+    if changes and before.status == "failed" and before.run == 1 and not before.counters.read:
+        # It failed before it had done anything, perhaps by the very setting that is now mended.
+        return None, _first_run(job, settings, options, parts)
     if changes:
         told = "; ".join(f"{flag} was {_shown(old)} and is now {_shown(new)}" for flag, old, new in changes)
         raise SettingsChangedError(

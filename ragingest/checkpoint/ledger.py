@@ -162,8 +162,8 @@ class Ledger:
 
     @_explained
     def is_empty(self) -> bool:
-        """Whether no document is known: O(1), unlike `count`."""
-        return self._db.execute("SELECT 1 FROM documents LIMIT 1").fetchone() is None
+        """Whether no document is known to be in the store, whole: ends at the first one, unlike `count`."""
+        return self._db.execute("SELECT 1 FROM documents WHERE digest <> x'' LIMIT 1").fetchone() is None
 
     @_explained
     def close(self) -> None:

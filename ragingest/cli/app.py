@@ -13,6 +13,7 @@ import typer
 
 from ragingest.cli import display
 from ragingest.cli.options import EXIT_CODES
+from ragingest.cli.plan import plan
 from ragingest.cli.resume import resume
 from ragingest.cli.run import run
 from ragingest.cli.search import search
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 app.command(epilog=EXIT_CODES)(run)
 app.command(epilog=EXIT_CODES)(resume)
+app.command()(plan)
 app.command()(stats)
 app.command()(search)
 

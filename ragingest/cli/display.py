@@ -42,6 +42,7 @@ __all__ = [
     "show_job",
     "show_jobs",
     "show_summary",
+    "show_warning",
 ]
 
 LINE_SECONDS = 30.0
@@ -285,6 +286,10 @@ def show_error(error: RagingestError, *, as_json: bool) -> None:
         _write_json(
             {"status": "error", "message": error.message, "hint": error.hint, "exit_code": int(error.exit_code)}
         )
+
+
+def show_warning(message: str) -> None:
+    _err().print(f"ragingest: {message}")
 
 
 def show_jobs(checkpoints: Sequence[Checkpoint], manager: CheckpointManager, *, as_json: bool) -> None:

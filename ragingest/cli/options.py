@@ -3,45 +3,134 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import typer
 
-from ragingest.errors import ExitCode
-from ragingest.settings import ErrorBudget, MemoryLimit, RunOptions
+from ragingest.embedders import EMBEDDERS
+from ragingest.errors import ExitCode, UsageError
+from ragingest.library import absolute
+from ragingest.settings import ErrorBudget, JobSettings, MemoryLimit, RunOptions, parse_size
+from ragingest.stores import STORES
 
 __all__ = [
-    "EXIT_CODES",
+    "BaseUrl",
     "BatchSize",
     "CheckpointDir",
     "CheckpointInterval",
+    "ChunkOverlap",
+    "ChunkSize",
     "Collection",
     "Concurrency",
-    "Json",
-    "MaxErrors",
-    "MaxMemory",
-    "Quiet",
-    "StorePath",
-    "UpsertSize",
+    "Dimensions",
+    "EXIT_CODES",
+    "Embedder",
+    "Format",
     "GiveUpAfter",
+    "IdField",
+    "Json",
+    "JsonPath",
     "KeepEmbeddings",
     "MaxConcurrency",
     "MaxCost",
+    "MaxErrors",
+    "MaxMemory",
+    "MaxRecordBytes",
     "MaxTokens",
+    "MetadataField",
+    "Model",
     "PricePerMillion",
+    "Quiet",
     "Rpm",
+    "Source",
+    "SplitLong",
+    "Store",
+    "StorePath",
+    "TextField",
     "Timeout",
     "Tpm",
+    "UpsertSize",
     "apply_options",
+    "job_settings",
 ]
 
 EXIT_CODES = "Exit codes: " + "; ".join(f"{int(code)} {code.meaning}" for code in ExitCode) + "."
 
+RECORDS = "Records"
+EMBEDDING = "Embedding"
+STORING = "Store"
 RUNNING = "How it runs"
 API = "Embeddings API"
 OUTPUT = "Output"
 
+Source = Annotated[
+    str,
+    typer.Argument(help="A .jsonl, .ndjson or .json file, also .gz, .bz2, .xz or .zst, or - for standard input."),
+]
+Format = Annotated[
+    Literal["auto", "jsonl", "json"],
+    typer.Option("--format", help="auto goes by the file's name.", rich_help_panel=RECORDS),
+]
+JsonPath = Annotated[
+    str | None,
+    typer.Option(
+        help="Where the array of records is in a .json document: a.b.item. "
+        r"\[default: the top, or documents, data, records, items]",
+        rich_help_panel=RECORDS,
+    ),
+]
+IdField = Annotated[str, typer.Option(help="Key of the id.", rich_help_panel=RECORDS)]
+TextField = Annotated[
+    list[str] | None,
+    typer.Option(help=r"Key of the text; several are joined. \[default: text]", rich_help_panel=RECORDS),
+]
+MetadataField = Annotated[
+    str | None,
+    typer.Option(
+        help=r"Key of the metadata object. \[default: every other key, an object under metadata unfolded]",
+        rich_help_panel=RECORDS,
+    ),
+]
+MaxRecordBytes = Annotated[
+    str, typer.Option(help="Reject records larger than this, unread.", rich_help_panel=RECORDS)
+]
+Embedder = Annotated[
+    str,
+    typer.Option(envvar="RAGINGEST_EMBEDDER", help=f"One of {', '.join(EMBEDDERS)}.", rich_help_panel=EMBEDDING),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        envvar="RAGINGEST_MODEL",
+        help=r"Model of an embeddings API. \[default: its usual one]",
+        rich_help_panel=EMBEDDING,
+    ),
+]
+BaseUrl = Annotated[
+    str | None,
+    typer.Option(
+        envvar="RAGINGEST_BASE_URL",
+        help="Of an API that speaks OpenAI's: vLLM, TEI, Infinity, Ollama, Azure. The key comes from OPENAI_API_KEY.",
+        rich_help_panel=EMBEDDING,
+    ),
+]
+Dimensions = Annotated[
+    int | None,
+    typer.Option(help=r"Numbers in a vector. \[default: the embedder's]", rich_help_panel=EMBEDDING),
+]
+SplitLong = Annotated[
+    bool, typer.Option("--chunk/--no-chunk", help="Split long documents.", rich_help_panel=EMBEDDING)
+]
+ChunkSize = Annotated[
+    int, typer.Option(help="Tokens of the embedder in a chunk, at most.", rich_help_panel=EMBEDDING)
+]
+ChunkOverlap = Annotated[
+    int, typer.Option(help="Tokens that neighbours share, at most.", rich_help_panel=EMBEDDING)
+]
+Store = Annotated[
+    str, typer.Option(envvar="RAGINGEST_STORE", help=f"One of {', '.join(STORES)}.", rich_help_panel=STORING)
+]
 CheckpointDir = Annotated[
     Path,
     typer.Option(
@@ -58,7 +147,7 @@ Concurrency = Annotated[
     int | None,
     typer.Option(
         envvar="RAGINGEST_CONCURRENCY",
-        help="Embedding calls at once. [default: what the embedder advises]",
+        help=r"Embedding calls at once. \[default: what the embedder advises]",
         rich_help_panel=RUNNING,
     ),
 ]
@@ -66,7 +155,7 @@ BatchSize = Annotated[
     int | None,
     typer.Option(
         envvar="RAGINGEST_BATCH_SIZE",
-        help="Chunks in an embedding call, at most. [default: what the embedder takes]",
+        help=r"Chunks in an embedding call, at most. \[default: what the embedder takes]",
         rich_help_panel=RUNNING,
     ),
 ]
@@ -74,7 +163,7 @@ UpsertSize = Annotated[
     int | None,
     typer.Option(
         envvar="RAGINGEST_UPSERT_SIZE",
-        help="Points in an upsert, at most. [default: what the store takes]",
+        help=r"Points in an upsert, at most. \[default: what the store takes]",
         rich_help_panel=RUNNING,
     ),
 ]
@@ -82,7 +171,7 @@ MaxMemory = Annotated[
     str | None,
     typer.Option(
         envvar="RAGINGEST_MAX_MEMORY",
-        help="Pause reading over this: 80% of the machine or container, or 2GiB of this process. [default: 80%]",
+        help=r"Pause reading over this: 80% of the machine or container, or 2GiB of this process. \[default: 80%]",
         rich_help_panel=RUNNING,
     ),
 ]
@@ -90,7 +179,7 @@ MaxErrors = Annotated[
     str | None,
     typer.Option(
         envvar="RAGINGEST_MAX_ERRORS",
-        help="Stop when more records than N, or than N% of at least 100 read, are rejected. [default: 10%]",
+        help=r"Stop when more records than N, or than N% of at least 100 read, are rejected. \[default: 10%]",
         rich_help_panel=RUNNING,
     ),
 ]
@@ -98,7 +187,7 @@ CheckpointInterval = Annotated[
     float | None,
     typer.Option(
         envvar="RAGINGEST_CHECKPOINT_INTERVAL",
-        help="Seconds between checkpoints. [default: 2]",
+        help=r"Seconds between checkpoints. \[default: 2]",
         rich_help_panel=RUNNING,
     ),
 ]
@@ -107,7 +196,7 @@ Rpm = Annotated[
     typer.Option(
         "--rpm",
         envvar="RAGINGEST_RPM",
-        help="Requests a minute, at most. [default: what the server says]",
+        help=r"Requests a minute, at most. \[default: what the server says]",
         rich_help_panel=API,
     ),
 ]
@@ -116,7 +205,7 @@ Tpm = Annotated[
     typer.Option(
         "--tpm",
         envvar="RAGINGEST_TPM",
-        help="Tokens a minute, at most. [default: what the server says]",
+        help=r"Tokens a minute, at most. \[default: what the server says]",
         rich_help_panel=API,
     ),
 ]
@@ -124,19 +213,19 @@ MaxConcurrency = Annotated[
     int | None,
     typer.Option(
         envvar="RAGINGEST_MAX_CONCURRENCY",
-        help="Requests at once, at most; how many make sense is found out. [default: 64]",
+        help=r"Requests at once, at most; how many make sense is found out. \[default: 64]",
         rich_help_panel=API,
     ),
 ]
 Timeout = Annotated[
     float | None,
-    typer.Option(envvar="RAGINGEST_TIMEOUT", help="Seconds for one request. [default: 60]", rich_help_panel=API),
+    typer.Option(envvar="RAGINGEST_TIMEOUT", help=r"Seconds for one request. \[default: 60]", rich_help_panel=API),
 ]
 GiveUpAfter = Annotated[
     float | None,
     typer.Option(
         envvar="RAGINGEST_GIVE_UP_AFTER",
-        help="Stop after so many seconds of failure without a success. [default: 600]",
+        help=r"Stop after so many seconds of failure without a success. \[default: 600]",
         rich_help_panel=API,
     ),
 ]
@@ -144,7 +233,7 @@ PricePerMillion = Annotated[
     float | None,
     typer.Option(
         envvar="RAGINGEST_PRICE_PER_MILLION",
-        help="Dollars for a million tokens. [default: the list price, if known]",
+        help=r"Dollars for a million tokens. \[default: the list price, if known]",
         rich_help_panel=API,
     ),
 ]
@@ -169,7 +258,7 @@ KeepEmbeddings = Annotated[
     typer.Option(
         "--keep-embeddings/--no-keep-embeddings",
         envvar="RAGINGEST_KEEP_EMBEDDINGS",
-        help="Keep paid vectors on disk for other runs, stores and jobs. [default: until the store has them]",
+        help=r"Keep paid vectors on disk for other runs, stores and jobs. \[default: until the store has them]",
         rich_help_panel=API,
     ),
 ]
@@ -180,6 +269,27 @@ Json = Annotated[
     bool,
     typer.Option("--json", help="One JSON document on stdout, everything else on stderr.", rich_help_panel=OUTPUT),
 ]
+
+
+def job_settings(
+    *, source: str, text_field: list[str] | None, max_record_bytes: str, dimensions: int | None, **given: Any
+) -> JobSettings:
+    """The settings that a command line describes, with absolute paths.
+
+    Raises:
+        UsageError: a value makes no sense.
+    """
+    if dimensions is not None and dimensions < 1:
+        raise UsageError(f"--dimensions {dimensions} is too small", "give at least 1")
+    return absolute(
+        JobSettings(
+            source=source,
+            text_fields=tuple(text_field or ["text"]),
+            max_record_bytes=parse_size(max_record_bytes, "--max-record-bytes"),
+            dimensions=dimensions,
+            **given,
+        )
+    )
 
 
 def apply_options(options: RunOptions, **given: Any) -> RunOptions:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 import typer
@@ -14,91 +14,37 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from ragingest.cli import options as opt
-from ragingest.embedders import EMBEDDERS
-from ragingest.errors import UsageError
-from ragingest.library import absolute
 from ragingest.planning import Plan, PlanOptions, Watch, make_plan
-from ragingest.settings import DEFAULT_CHUNK_OVERLAP, DEFAULT_CHUNK_SIZE, JobSettings, RunOptions, parse_size
-from ragingest.stores import STORES
+from ragingest.settings import DEFAULT_CHUNK_OVERLAP, DEFAULT_CHUNK_SIZE, JobSettings, RunOptions
 
 __all__ = ["plan", "plan_to_exit"]
 
-FIELDS = "Records"
-CHUNKS = "Embedding"
-STORE = "Store"
-
 
 def plan(
-    source: Annotated[
-        str,
-        typer.Argument(
-            help="A .jsonl, .ndjson or .json file, also .gz, .bz2, .xz or .zst, or - for standard input."
-        ),
-    ],
+    source: opt.Source,
     sample: Annotated[
         int | None,
         typer.Option("--sample", help="Read only so many records (some more of a compressed file) and scale up."),
     ] = None,
-    format_: Annotated[
-        Literal["auto", "jsonl", "json"],
-        typer.Option("--format", help="auto goes by the file's name.", rich_help_panel=FIELDS),
-    ] = "auto",
-    json_path: Annotated[
-        str | None,
-        typer.Option(
-            help="Where the array of records is in a .json document: a.b.item. "
-            "[default: the top, or documents, data, records, items]",
-            rich_help_panel=FIELDS,
-        ),
-    ] = None,
-    id_field: Annotated[str, typer.Option(help="Key of the id.", rich_help_panel=FIELDS)] = "id",
-    text_field: Annotated[
-        list[str] | None,
-        typer.Option(help="Key of the text; several are joined. [default: text]", rich_help_panel=FIELDS),
-    ] = None,
-    metadata_field: Annotated[
-        str | None,
-        typer.Option(
-            help="Key of the metadata object. [default: every other key, an object under metadata unfolded]",
-            rich_help_panel=FIELDS,
-        ),
-    ] = None,
-    max_record_bytes: Annotated[
-        str, typer.Option(help="Reject records larger than this, unread.", rich_help_panel=FIELDS)
-    ] = "16MiB",
-    embedder: Annotated[
-        str,
-        typer.Option(envvar="RAGINGEST_EMBEDDER", help=f"One of {', '.join(EMBEDDERS)}.", rich_help_panel=CHUNKS),
-    ] = "wordllama",
-    model: Annotated[
-        str | None,
-        typer.Option(envvar="RAGINGEST_MODEL", help="Model of the embedder.", rich_help_panel=CHUNKS),
-    ] = None,
-    base_url: Annotated[
-        str | None,
-        typer.Option(envvar="RAGINGEST_BASE_URL", help="Of an OpenAI-compatible server.", rich_help_panel=CHUNKS),
-    ] = None,
-    dimensions: Annotated[
-        int | None,
-        typer.Option(help="Numbers in a vector. [default: the embedder's]", rich_help_panel=CHUNKS),
-    ] = None,
-    chunk: Annotated[
-        bool, typer.Option("--chunk/--no-chunk", help="Split long documents.", rich_help_panel=CHUNKS)
-    ] = True,
-    chunk_size: Annotated[
-        int, typer.Option(help="Tokens of the embedder in a chunk, at most.", rich_help_panel=CHUNKS)
-    ] = DEFAULT_CHUNK_SIZE,
-    chunk_overlap: Annotated[
-        int, typer.Option(help="Tokens that neighbours share, at most.", rich_help_panel=CHUNKS)
-    ] = DEFAULT_CHUNK_OVERLAP,
-    store: Annotated[
-        str, typer.Option(envvar="RAGINGEST_STORE", help=f"One of {', '.join(STORES)}.", rich_help_panel=STORE)
-    ] = "qdrant-edge",
+    format_: opt.Format = "auto",
+    json_path: opt.JsonPath = None,
+    id_field: opt.IdField = "id",
+    text_field: opt.TextField = None,
+    metadata_field: opt.MetadataField = None,
+    max_record_bytes: opt.MaxRecordBytes = "16MiB",
+    embedder: opt.Embedder = "wordllama",
+    model: opt.Model = None,
+    base_url: opt.BaseUrl = None,
+    dimensions: opt.Dimensions = None,
+    chunk: opt.SplitLong = True,
+    chunk_size: opt.ChunkSize = DEFAULT_CHUNK_SIZE,
+    chunk_overlap: opt.ChunkOverlap = DEFAULT_CHUNK_OVERLAP,
+    store: opt.Store = "qdrant-edge",
     collection: opt.Collection = "documents",
     store_path: opt.StorePath = Path("ragingest_data"),
     throughput: Annotated[
         float | None,
-        typer.Option(help="Texts that the embedder takes a second, for the time.", rich_help_panel=CHUNKS),
+        typer.Option(help="Texts that the embedder takes a second, for the time.", rich_help_panel=opt.EMBEDDING),
     ] = None,
     rpm: opt.Rpm = None,
     tpm: opt.Tpm = None,
@@ -112,28 +58,24 @@ def plan(
 
     Exits with 1 if there are records that would be rejected. No key is needed.
     """
-    if dimensions is not None and dimensions < 1:
-        raise UsageError(f"--dimensions {dimensions} is too small", "give at least 1")
-    settings = absolute(
-        JobSettings(
-            source=source,
-            format=format_,
-            json_path=json_path,
-            id_field=id_field,
-            text_fields=tuple(text_field or ["text"]),
-            metadata_field=metadata_field,
-            max_record_bytes=parse_size(max_record_bytes, "--max-record-bytes"),
-            embedder=embedder,
-            model=model,
-            dimensions=dimensions,
-            base_url=base_url,
-            chunk=chunk,
-            chunk_size=chunk_size,
-            chunk_overlap=chunk_overlap,
-            store=store,
-            store_path=str(store_path),
-            collection=collection,
-        )
+    settings = opt.job_settings(
+        source=source,
+        format=format_,
+        json_path=json_path,
+        id_field=id_field,
+        text_field=text_field,
+        metadata_field=metadata_field,
+        max_record_bytes=max_record_bytes,
+        embedder=embedder,
+        model=model,
+        base_url=base_url,
+        dimensions=dimensions,
+        chunk=chunk,
+        chunk_size=chunk_size,
+        chunk_overlap=chunk_overlap,
+        store=store,
+        store_path=str(store_path),
+        collection=collection,
     )
     options = opt.apply_options(
         RunOptions(),

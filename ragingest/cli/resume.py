@@ -43,7 +43,7 @@ def resume(
     """
 
     def start(emit: Emit) -> JobRun:
-        checkpoint = checkpoint_of(CheckpointManager(checkpoint_dir), job)
+        checkpoint = checkpoint_of(CheckpointManager(checkpoint_dir), job, lambda _warning: None)
         options = opt.apply_options(
             checkpoint.options,
             concurrency=concurrency,

@@ -3,119 +3,56 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from ragingest.cli import options as opt
+from ragingest.cli.plan import plan_to_exit
 from ragingest.cli.supervise import run_to_exit
-from ragingest.embedders import EMBEDDERS
-from ragingest.errors import UsageError
-from ragingest.library import absolute
-from ragingest.settings import (
-    DEFAULT_CHUNK_OVERLAP,
-    DEFAULT_CHUNK_SIZE,
-    JobSettings,
-    RunOptions,
-    check_job_name,
-    parse_size,
-)
-from ragingest.stores import STORES
+from ragingest.planning import PlanOptions
+from ragingest.settings import DEFAULT_CHUNK_OVERLAP, DEFAULT_CHUNK_SIZE, RunOptions, check_job_name
 from ragingest.wiring import open_job
 
 __all__ = ["run"]
 
-FIELDS = "Records"
-CHUNKS = "Embedding"
-STORE = "Store"
 JOB = "Job"
 
 
 def run(
-    source: Annotated[
-        str,
-        typer.Argument(
-            help="A .jsonl, .ndjson or .json file, also .gz, .bz2, .xz or .zst, or - for standard input."
-        ),
-    ],
+    source: opt.Source,
     job: Annotated[
         str | None,
         typer.Option(
             "--job",
             "-j",
             envvar="RAGINGEST_JOB",
-            help="Name of the job. [default: made from source, store and collection]",
+            help=r"Name of the job. \[default: made from source, store and collection]",
             rich_help_panel=JOB,
         ),
     ] = None,
     fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start over: forget what the job has done.", rich_help_panel=JOB)
+    ] = False,
+    dry_run: Annotated[
         bool,
-        typer.Option("--fresh", help="Start over: forget what the job has done.", rich_help_panel=JOB),
+        typer.Option("--dry-run", help="Only say what it would do, as ragingest plan.", rich_help_panel=JOB),
     ] = False,
     checkpoint_dir: opt.CheckpointDir = Path("checkpoints"),
-    format_: Annotated[
-        Literal["auto", "jsonl", "json"],
-        typer.Option("--format", help="auto goes by the file's name.", rich_help_panel=FIELDS),
-    ] = "auto",
-    json_path: Annotated[
-        str | None,
-        typer.Option(
-            help="Where the array of records is in a .json document: a.b.item. "
-            "[default: the top, or documents, data, records, items]",
-            rich_help_panel=FIELDS,
-        ),
-    ] = None,
-    id_field: Annotated[str, typer.Option(help="Key of the id.", rich_help_panel=FIELDS)] = "id",
-    text_field: Annotated[
-        list[str] | None,
-        typer.Option(help="Key of the text; several are joined. [default: text]", rich_help_panel=FIELDS),
-    ] = None,
-    metadata_field: Annotated[
-        str | None,
-        typer.Option(
-            help="Key of the metadata object. [default: every other key, an object under metadata unfolded]",
-            rich_help_panel=FIELDS,
-        ),
-    ] = None,
-    max_record_bytes: Annotated[
-        str, typer.Option(help="Reject records larger than this, unread.", rich_help_panel=FIELDS)
-    ] = "16MiB",
-    embedder: Annotated[
-        str,
-        typer.Option(envvar="RAGINGEST_EMBEDDER", help=f"One of {', '.join(EMBEDDERS)}.", rich_help_panel=CHUNKS),
-    ] = "wordllama",
-    model: Annotated[
-        str | None,
-        typer.Option(
-            envvar="RAGINGEST_MODEL",
-            help="Model of an embeddings API. [default: its usual one]",
-            rich_help_panel=CHUNKS,
-        ),
-    ] = None,
-    base_url: Annotated[
-        str | None,
-        typer.Option(
-            envvar="RAGINGEST_BASE_URL",
-            help="Of an API that speaks OpenAI's: vLLM, TEI, Infinity, Ollama, Azure. The key comes from OPENAI_API_KEY.",
-            rich_help_panel=CHUNKS,
-        ),
-    ] = None,
-    dimensions: Annotated[
-        int | None,
-        typer.Option(help="Numbers in a vector. [default: the embedder's]", rich_help_panel=CHUNKS),
-    ] = None,
-    chunk: Annotated[
-        bool, typer.Option("--chunk/--no-chunk", help="Split long documents.", rich_help_panel=CHUNKS)
-    ] = True,
-    chunk_size: Annotated[
-        int, typer.Option(help="Tokens of the embedder in a chunk, at most.", rich_help_panel=CHUNKS)
-    ] = DEFAULT_CHUNK_SIZE,
-    chunk_overlap: Annotated[
-        int, typer.Option(help="Tokens that neighbours share, at most.", rich_help_panel=CHUNKS)
-    ] = DEFAULT_CHUNK_OVERLAP,
-    store: Annotated[
-        str, typer.Option(envvar="RAGINGEST_STORE", help=f"One of {', '.join(STORES)}.", rich_help_panel=STORE)
-    ] = "qdrant-edge",
+    format_: opt.Format = "auto",
+    json_path: opt.JsonPath = None,
+    id_field: opt.IdField = "id",
+    text_field: opt.TextField = None,
+    metadata_field: opt.MetadataField = None,
+    max_record_bytes: opt.MaxRecordBytes = "16MiB",
+    embedder: opt.Embedder = "wordllama",
+    model: opt.Model = None,
+    base_url: opt.BaseUrl = None,
+    dimensions: opt.Dimensions = None,
+    chunk: opt.SplitLong = True,
+    chunk_size: opt.ChunkSize = DEFAULT_CHUNK_SIZE,
+    chunk_overlap: opt.ChunkOverlap = DEFAULT_CHUNK_OVERLAP,
+    store: opt.Store = "qdrant-edge",
     collection: opt.Collection = "documents",
     store_path: opt.StorePath = Path("ragingest_data"),
     concurrency: opt.Concurrency = None,
@@ -140,28 +77,24 @@ def run(
 
     Running a finished job again stores what is new or has changed.
     """
-    if dimensions is not None and dimensions < 1:
-        raise UsageError(f"--dimensions {dimensions} is too small", "give at least 1")
-    settings = absolute(
-        JobSettings(
-            source=source,
-            format=format_,
-            json_path=json_path,
-            id_field=id_field,
-            text_fields=tuple(text_field or ["text"]),
-            metadata_field=metadata_field,
-            max_record_bytes=parse_size(max_record_bytes, "--max-record-bytes"),
-            embedder=embedder,
-            model=model,
-            base_url=base_url,
-            dimensions=dimensions,
-            chunk=chunk,
-            chunk_size=chunk_size,
-            chunk_overlap=chunk_overlap,
-            store=store,
-            store_path=str(store_path),
-            collection=collection,
-        )
+    settings = opt.job_settings(
+        source=source,
+        format=format_,
+        json_path=json_path,
+        id_field=id_field,
+        text_field=text_field,
+        metadata_field=metadata_field,
+        max_record_bytes=max_record_bytes,
+        embedder=embedder,
+        model=model,
+        base_url=base_url,
+        dimensions=dimensions,
+        chunk=chunk,
+        chunk_size=chunk_size,
+        chunk_overlap=chunk_overlap,
+        store=store,
+        store_path=str(store_path),
+        collection=collection,
     )
     options = opt.apply_options(
         RunOptions(),
@@ -183,6 +116,8 @@ def run(
     )
     if job is not None:
         check_job_name(job)
+    if dry_run:
+        plan_to_exit(settings, PlanOptions(run=options), quiet=quiet, as_json=json_)
     run_to_exit(
         lambda emit: open_job(settings, options, checkpoint_dir, job=job, fresh=fresh, emit=emit),
         quiet=quiet,

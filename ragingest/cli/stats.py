@@ -24,12 +24,12 @@ def stats(
     """Show what each job did: status, records by outcome, rate, time, rejects."""
     manager = CheckpointManager(checkpoint_dir)
     if job is not None:
-        display.show_job(checkpoint_of(manager, job), manager, as_json=json_)
+        display.show_job(checkpoint_of(manager, job, display.show_warning), manager, as_json=json_)
         return
     checkpoints = []
     for name in manager.jobs():
         try:
-            checkpoints.append(checkpoint_of(manager, name))
+            checkpoints.append(checkpoint_of(manager, name, display.show_warning))
         except TerminalError as error:
             display.show_error(error, as_json=False)
     display.show_jobs(checkpoints, manager, as_json=json_)

@@ -42,6 +42,7 @@ async def _supervised(job: JobRun, emit: Emit) -> Summary:
     def handle(number: signal.Signals) -> None:
         nonlocal stopped
         if stopped:
+            emit(Noticed("stopping at once: only what the store has confirmed counts"))
             job.abort()
             return
         stopped = True

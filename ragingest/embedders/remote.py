@@ -14,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
@@ -25,7 +26,7 @@ from ragingest.documents import TEXT_DIGEST_BYTES, Chunk, EmbeddedBatch, SparseV
 from ragingest.errors import RejectedError, TerminalError, TransientError
 from ragingest.pacing import AdaptiveConcurrency, RateLimiter, Slot
 from ragingest.protocols import Answer, EmbeddingRequests
-from ragingest.tokens import TokenEstimator, measure
+from ragingest.tokens import TextSize, TokenEstimator, measure
 
 __all__ = ["RemoteCalls", "RemoteLimits"]
 
@@ -55,6 +56,7 @@ class RemoteCalls:
         dimensions: what every vector must have.
         books: is counted into.
         estimator: what texts will cost; learns from every answer.
+        max_request_tokens: what one request takes, if there is a limit.
         kept: vectors that were paid for and are on disk; None to keep none.
         sparse: makes the sparse vectors of texts, in a thread; None for none.
         sleep, clock: injected so that tests do not wait.
@@ -68,6 +70,7 @@ class RemoteCalls:
         books: Books,
         estimator: TokenEstimator,
         *,
+        max_request_tokens: int | None = None,
         kept: PaidVectors | None = None,
         sparse: Callable[[Sequence[str]], SparseVectors] | None = None,
         on_change: Callable[[bool], None] = lambda _opened: None,
@@ -80,6 +83,7 @@ class RemoteCalls:
         self._limits = limits
         self._books = books
         self._estimator = estimator
+        self._max_request_tokens = max_request_tokens
         self._kept = kept
         self._sparse = sparse
         self._sleep = sleep
@@ -198,30 +202,34 @@ class RemoteCalls:
 
     async def _once(self, texts: list[str]) -> Answer:
         """One request on the wire, when the breaker, a slot and both budgets allow it."""
-        sizes = [measure(text) for text in texts]
-        size = sum(part.bytes for part in sizes)
-        strange = sum(part.strange for part in sizes)
-        estimate = self._estimator.estimate(size, len(texts))
+        size = reduce(TextSize.plus, map(measure, texts))
+        estimate = self._estimator.estimate(size.bytes, len(texts), wide=size.wide)
+        most = self._estimator.charge(size.bytes, len(texts), strange=size.strange)
         await self._breaker.before()
         try:
             async with self.concurrency.slot() as slot:
-                self._within_limits(estimate)
+                self._within_limits(most)
                 began = self._clock()
                 await self._requests.acquire(1)
                 limit = self._tokens.limit
                 amount = max(1, estimate) if limit is None else max(1, min(estimate, limit))
                 grant = await self._tokens.acquire(amount)
                 self._books.waited += self._clock() - began
-                self._committed_tokens += estimate
+                self._committed_tokens += most
                 try:
                     answer = await self._send(texts, slot)
                 finally:
-                    self._committed_tokens -= estimate
+                    self._committed_tokens -= most
         except asyncio.CancelledError:
             self._breaker.abandoned()
             raise
+        except RejectedError:
+            if self._max_request_tokens is not None and size.bytes > self._max_request_tokens:
+                # What was learned of this corpus may be why; by bytes alone nothing is ever too long.
+                self._estimator.forget()
+            raise
         if answer.tokens:
-            self._estimator.learn(size, answer.tokens, len(texts), strange=strange)
+            self._estimator.learn(size.bytes, answer.tokens, len(texts), strange=size.strange)
             if answer.tokens > amount:
                 self._tokens.charge(answer.tokens - amount)
             else:
@@ -267,14 +275,14 @@ class RemoteCalls:
         books.took(seconds)
         return answer
 
-    def _within_limits(self, estimate: int) -> None:
+    def _within_limits(self, most: int) -> None:
         """Stop before the request that would exceed what the user allows to spend.
 
         Raises:
             TerminalError: it would.
         """
         limits, books = self._limits, self._books
-        tokens = books.tokens + self._committed_tokens + estimate
+        tokens = books.tokens + self._committed_tokens + most
         if limits.max_tokens is not None and tokens > limits.max_tokens:
             raise TerminalError(
                 f"the next request would exceed --max-tokens {limits.max_tokens:,} ({books.tokens:,} are spent)",

@@ -241,15 +241,26 @@ class StreamContract(SourceContract):
         assert not source.matches(parts[0])
         assert not source.matches(PartInfo("-"))
 
-    @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.95])
+    @pytest.mark.parametrize("share", [0.0, 0.03, 0.1, 0.5, 0.95])
     def test_a_stop_ends_a_read_that_waits(self, share: float) -> None:
         document = self.encode(VALUES)
-        source, write_end = self.open_pipe()
-        self._handles.append(write_end)
-        os.write(write_end, document[: int(share * len(document))])
+        written = document[: int(share * len(document))]
+        waits = threading.Event()
+
+        class Watched(StdinStream):
+            def read(self) -> bytes:
+                if self.consumed == len(written):
+                    waits.set()
+                return super().read()
+
+        read_end, write_end = os.pipe()
+        self._handles += [read_end, write_end]
+        os.write(write_end, written)
+        source = self.open_stream(Watched(read_end), LIMIT)
         ended: list[Reading] = []
         reader = threading.Thread(target=lambda: ended.append(read_all(source)), daemon=True)
         reader.start()
+        assert waits.wait(10)
         source.stop()
         reader.join(10)
         assert not reader.is_alive()

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
 import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from ragingest.checkpoint.state import decode, encode
 from ragingest.documents import document_digest
-from tests.e2e.command import SECONDS, Command, Result, balanced, clean_environment, read_lines, stored
+from tests.e2e.command import SECONDS, Command, Result, balanced, clean_environment, opened, stored
 
 LAUNCHER = Path(__file__).with_name("launcher.py")
 
@@ -80,8 +84,12 @@ def _bad(line: str) -> bool:
     return line in BAD
 
 
-def make_corpus(count: int, seed: int, first: int = 0) -> Corpus:
-    """Short and long documents, bad records, and ids that come again near and far, with and without changes."""
+def make_corpus(count: int, seed: int, first: int = 0, padding: int = 0) -> Corpus:
+    """Short and long documents, bad records, and ids that come again near and far, with and without changes.
+
+    With `padding` bytes in each record, a block (256 KiB of a file, 1,000 records at most) holds fewer of them.
+    """
+    pad = "." * padding
     chance = random.Random(seed)  # noqa: S311  # repeatable
     words = [f"{chance.choice('bdfgklmnprst')}{chance.choice('aeiou')}{n}" for n in range(400)]
     lines: list[str] = []
@@ -99,7 +107,7 @@ def make_corpus(count: int, seed: int, first: int = 0) -> Corpus:
         length = chance.randint(60, 150) if draw > 0.97 else chance.randint(4, 20)
         text = " ".join(chance.choices(words, k=length)) + "."
         ids.append(id_)
-        lines.append(json.dumps({"id": id_, "text": text, "metadata": {"n": number % 7}}))
+        lines.append(json.dumps({"id": id_, "text": text, "metadata": {"n": number % 7, "pad": pad}}))
         if draw > 0.995:
             lines.append(lines[-1])
     return Corpus(lines)
@@ -123,9 +131,11 @@ class Workplace:
     def log(self) -> Path:
         return self.folder / "embedded.log"
 
-    def start(self, *arguments: str | Path, fault: str = "", **popen: Any) -> subprocess.Popen[bytes]:
+    def start(
+        self, *arguments: str | Path, fault: str = "", limit: int | None = None, **popen: Any
+    ) -> subprocess.Popen[bytes]:
         """Start the command under the launcher; the caller sees to its end."""
-        extra = {"FAULT_LOG": str(self.log), "FAULT": fault, "FAULT_FIFO": str(self.folder / "gate")}
+        extra = {"FAULT_LOG": str(self.log), "FAULT": fault, "FAULT_LIMIT": str(limit or "")}
         return subprocess.Popen(
             [sys.executable, str(LAUNCHER), *map(str, arguments)],
             cwd=self.folder,
@@ -133,9 +143,9 @@ class Workplace:
             **{"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **popen},
         )
 
-    def run(self, *arguments: str | Path, fault: str = "", code: int = 0) -> Result:
+    def run(self, *arguments: str | Path, code: int = 0, **start: Any) -> Result:
         """Run the command under the launcher to its end, which must be `code`."""
-        return finish(self.start(*arguments, fault=fault), code)
+        return finish(self.start(*arguments, **start), code)
 
     def kill_at(self, moment: Callable[[], bool], *arguments: str | Path) -> bool:
         """Run, and SIGKILL as soon as `moment` has come; whether it came before the end."""
@@ -147,8 +157,32 @@ class Workplace:
             process.wait(SECONDS)
         return come
 
-    def resume(self, *arguments: str, code: int = 1) -> Result:
-        return self.run("resume", "j", "--json", *arguments, code=code)
+    def resume(self, *arguments: str, code: int = 1, **start: Any) -> Result:
+        return self.run("resume", "j", "--json", *arguments, code=code, **start)
+
+    @contextmanager
+    def gate(self, process: subprocess.Popen[bytes]) -> Iterator[None]:
+        """From when the first upsert has come to the gate until the block ends, nothing is stored."""
+        path = self.folder / "gate"
+        handles: list[int] = []
+
+        def reached() -> bool:
+            with suppress(OSError):  # nobody reads it yet
+                handles.append(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+            return bool(handles)
+
+        assert wait_for(process, reached), "it ended before it came to the gate"
+        try:
+            yield
+        finally:
+            path.unlink()
+            path.touch()
+            os.close(handles[0])
+
+    def with_gate(self, call: int) -> str:
+        """The fault that makes every upsert from that call on wait at the gate."""
+        os.mkfifo(self.folder / "gate")
+        return f"gate:before:Store.upsert:{call}"
 
     def known(self) -> int:
         """How many documents the ledger of the running job holds; 0 where there is none yet."""
@@ -163,7 +197,7 @@ class Workplace:
         """Every chunk that any attempt has embedded, as often as it did."""
         return self.log.read_text().split("\n")[:-1] if self.log.exists() else []
 
-    def check(self, corpus: Corpus, result: Result) -> Counters:
+    def check(self, corpus: Corpus, result: Result) -> dict[str, int]:
         """That a finished run accounts for everything, and the store holds the corpus and nothing else."""
         counters = result.counters
         checkpoint = self.command.checkpoint("j")
@@ -189,12 +223,20 @@ class Workplace:
             rows = {row[0]: row[1:] for row in db.execute("SELECT id, digest, chunks FROM documents")}
         assert rows == {id_: (accepted[id_], len(points)) for id_, points in found.items()}
 
+    def lose(self, ids: Iterable[str]) -> None:
+        """Take documents out of the store, as a loss of power does with what was not flushed."""
+        chosen = list(ids)
+        with opened(self.folder) as store:
+            store.delete([(id_, number) for id_ in chosen for number in range(MOST_CHUNKS)])
+            assert store.fetch([(id_, 0) for id_ in chosen]) == []
+
+    def in_ledger(self) -> set[str]:
+        with closing(sqlite3.connect(self.state / "j.ledger.sqlite")) as db:
+            return {row[0] for row in db.execute("SELECT id FROM documents WHERE digest <> x''")}
+
     def check_books(self) -> None:
         """That the checkpoint on disk balances, whatever happened."""
         assert balanced(self.command.checkpoint("j")["counters"])
-
-
-Counters = Mapping[str, int]
 
 
 def finish(process: subprocess.Popen[bytes], code: int) -> Result:
@@ -203,7 +245,7 @@ def finish(process: subprocess.Popen[bytes], code: int) -> Result:
         out, err = process.communicate(timeout=SECONDS)
     finally:
         process.kill()
-    result = Result(process.returncode, out.decode(), err.decode())
+    result = Result(process.returncode, (out or b"").decode(), (err or b"").decode())
     assert result.code == code, result
     assert "Traceback" not in result.err, result.err
     return result
@@ -231,12 +273,4 @@ def listens(process: subprocess.Popen[bytes]) -> bool:
 
 def write_checkpoint(path: Path, **changes: Any) -> None:
     """Change fields of a checkpoint as one who has the right to: its checksum fits again."""
-    import msgspec
-
-    from ragingest.checkpoint.state import decode, encode
-
     path.write_bytes(encode(msgspec.structs.replace(decode(path.read_bytes()), **changes)))
-
-
-def archive_of(folder: Path) -> Sequence[dict[str, Any]]:
-    return [read_lines(path)[0] for path in sorted(folder.iterdir())]

@@ -3,9 +3,10 @@
     FAULT=kill:after:Ledger.commit:5      die by SIGKILL after its fifth call has returned
     FAULT=kill:before:Path.replace:2      die before the second one
     FAULT=full:before:write_durably:3     the disk is full from the third one on
-    FAULT=gate:before:Store.upsert:1      from the first one on, wait until the FIFO in FAULT_FIFO is closed
+    FAULT=gate:before:Store.upsert:1      from the first one on, read the file or FIFO `gate` to its end
 
-FAULT_LOG names a file to which the id and number of every chunk that is embedded are appended.
+FAULT_LOG names a file to which the id and number of every chunk that is embedded are appended. No file
+grows beyond FAULT_LIMIT bytes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import errno
 import os
 import pathlib
+import resource
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -52,7 +54,7 @@ def build_in(fault: str) -> None:
         if action == "full" and calls >= int(count):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if action == "gate" and calls >= int(count):
-            pathlib.Path(os.environ["FAULT_FIFO"]).read_bytes()
+            pathlib.Path("gate").read_bytes()
 
     def faulty(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
@@ -86,4 +88,6 @@ if __name__ == "__main__":
         build_in(os.environ["FAULT"])
     if os.environ.get("FAULT_LOG"):
         log_embedded(os.environ["FAULT_LOG"])
+    if os.environ.get("FAULT_LIMIT"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(os.environ["FAULT_LIMIT"]),) * 2)
     main()

@@ -6,14 +6,15 @@ from __future__ import annotations
 import random
 import signal
 
+import psutil
 import pytest
 
 from ragingest.protocols import StoredPoint
-from tests.e2e.command import Command, stored
-from tests.faults.harness import IN_FLIGHT, SMALL_CHUNKS, SMALL_STEPS, Corpus, Workplace, make_corpus
+from tests.e2e.command import SECONDS, Command, stored
+from tests.faults.harness import IN_FLIGHT, SMALL_CHUNKS, SMALL_STEPS, Corpus, Workplace, finish, make_corpus
 
 COUNT = 3000
-KILLS = 5
+KILLS = 4
 
 RUN = ("--job", "j", *SMALL_CHUNKS, *SMALL_STEPS)
 
@@ -123,20 +124,22 @@ def test_killed_in_a_later_run_it_still_knows_what_is_unchanged(place: Workplace
 
 
 def test_the_death_of_the_stores_process_stops_the_run_which_then_goes_on(place: Workplace) -> None:
-    import psutil
-
     source = SMALL.write(place.folder / "source.jsonl")
-    gate = place.folder / "gate"
-    import os
-
-    os.mkfifo(gate)
-    process = place.start("run", source, *RUN, "--quiet", fault="gate:before:Store.upsert:3")
-    with gate.open("wb"):
+    process = place.start("run", source, *RUN, "--quiet", fault=place.with_gate(3))
+    with place.gate(process):
         (child,) = psutil.Process(process.pid).children()
         child.kill()
-    from tests.faults.harness import finish
-
     failed = finish(process, 4)
     assert "the process of the store documents ended" in failed.err
     assert "ragingest resume j" in failed.err
     place.check(SMALL, place.resume())
+
+
+def test_stats_tell_a_killed_run_from_one_that_works(place: Workplace) -> None:
+    source = SMALL.write(place.folder / "source.jsonl")
+    process = place.start("run", source, *RUN, "--quiet", fault=place.with_gate(3))
+    with place.gate(process):
+        assert place.command("stats", "j", "--json").document["status"] == "running"
+        process.kill()
+        process.communicate(timeout=SECONDS)
+        assert place.command("stats", "j", "--json").document["status"] == "killed"

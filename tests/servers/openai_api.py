@@ -45,7 +45,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -356,7 +356,7 @@ class EmbeddingsServer:
         def run(fault: Fault | None) -> Answer:
             charge = self._embedder.check(parsed)
             headers = self._pass_limits(charge, parsed.model, "openai")
-            return _with_headers(self._embedder.answer(parsed, charge, fault), headers)
+            return replace(self._embedder.answer(parsed, charge, fault), headers=headers)
 
         return _Call(parsed.texts, run)
 
@@ -475,10 +475,6 @@ class EmbeddingsServer:
             self.script(odds(chances, seed), endpoint=endpoint)
         elif script is not None:
             self.script(script, endpoint=endpoint)
-
-
-def _with_headers(answer: Answer, headers: dict[str, str]) -> Answer:
-    return Answer(answer.status, answer.body, headers, answer.content_type, answer.charge)
 
 
 def _reset(request: web.Request) -> web.Response:

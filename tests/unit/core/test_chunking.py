@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import tokenizers
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ragingest import chunking
@@ -111,10 +111,10 @@ def test_a_document_of_exactly_the_size_is_one_chunk_and_one_token_more_is_not()
     assert len(split("a " * 11, 10)) == 2
 
 
-def test_tokens_that_were_counted_are_handed_on() -> None:
-    (chunk,) = split("a b c d", 5)
-    assert chunk.tokens is not None
-    assert len(chunk.tokens) == 4
+@pytest.mark.parametrize(("size", "counts"), [(5, [4]), (3, [3, 1])])
+def test_tokens_that_were_counted_are_handed_on(size: int, counts: list[int]) -> None:
+    chunks = split("a b c d", size)
+    assert [len(chunk.tokens) for chunk in chunks if chunk.tokens is not None] == counts
 
 
 def test_a_text_of_fewer_bytes_than_tokens_allowed_is_not_even_counted() -> None:
@@ -130,7 +130,7 @@ def test_a_text_longer_than_a_window_is_not_tokenised_whole(monkeypatch: pytest.
     monkeypatch.setattr(chunking, "WINDOW_CHARACTERS", 40)
     tokenizer = WordTokenizer()
     assert len(split("word " * 20, 8, tokenizer=tokenizer)) > 1
-    assert tokenizer.encoded == []
+    assert max(map(len, tokenizer.encoded)) <= 40
 
 
 def test_documents_keep_their_order_and_their_own_chunks() -> None:
@@ -193,6 +193,8 @@ def test_consecutive_chunks_share_text_up_to_the_overlap() -> None:
 
 
 @given(text=st.text(max_size=400), size=st.integers(8, 40))
+@example(text="0" * 14, size=8)
+@example(text="0" * 100, size=40)
 def test_the_default_embedders_chunks_fit_it_whatever_the_text(wordllama: Tokenizer, text: str, size: int) -> None:
     chunks = split(text, size, size // 4, wordllama)
     assert all(len(tokens) <= size for tokens in wordllama.encode([chunk.text for chunk in chunks]))

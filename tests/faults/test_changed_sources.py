@@ -1,0 +1,93 @@
+"""The source changes while a job is unfinished: positions are believed only where they still mean the same."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.command import opened
+from tests.faults.harness import SMALL_CHUNKS, SMALL_STEPS, Corpus, Workplace, finish, make_corpus
+
+RUN = ("--job", "j", *SMALL_CHUNKS, *SMALL_STEPS)
+CHANGED = "has changed since: it is read from its start"
+
+
+@pytest.fixture(scope="module")
+def corpus() -> Corpus:
+    return make_corpus(800, seed=21, padding=4000)
+
+
+def begin(place: Workplace, corpus: Corpus, name: str = "source.jsonl") -> tuple[Path, int]:
+    """A job that was stopped half-way; its source, and how many records are done."""
+    source = corpus.write(place.folder / name)
+    process = place.start("run", source, *RUN, "--json", fault=place.with_gate(3))
+    with place.gate(process):
+        process.send_signal(signal.SIGTERM)
+    stopped = finish(process, 143)
+    done = stopped.counters["read"]
+    assert 0 < done < len(corpus.lines)
+    return source, done
+
+
+def test_appended_records_are_read_from_where_it_stopped(place: Workplace, corpus: Corpus) -> None:
+    source, done = begin(place, corpus)
+    grown = Corpus([*corpus.lines, *make_corpus(100, seed=22, first=5000).lines])
+    grown.write(source)
+    result = place.resume()
+    assert f"continued: {done:,} records are done" in result.err
+    assert CHANGED not in result.err
+    counters = place.check(grown, result)
+    assert counters["embedded"] == counters["chunks"] == len(place.embedded())
+
+
+def test_a_rewritten_source_is_read_from_its_start(place: Workplace, corpus: Corpus) -> None:
+    source, _ = begin(place, corpus)
+    rewritten = Corpus([line.replace('"text": "', '"text": "now ') for line in reversed(corpus.lines)])
+    assert rewritten.accepted.keys() == corpus.accepted.keys()
+    rewritten.write(source)
+    result = place.resume()
+    assert CHANGED in result.err
+    assert result.document["run"] == 2
+    place.check(rewritten, result)
+
+
+def test_a_source_killed_over_and_then_reordered_ends_with_the_right_content(
+    place: Workplace, corpus: Corpus
+) -> None:
+    source = corpus.write(place.folder / "source.jsonl")
+    place.run("run", source, *RUN, fault="kill:after:Ledger.commit:20", code=-signal.SIGKILL)
+    reordered = Corpus([*corpus.lines[400:], *corpus.lines[:400]])
+    reordered.write(source)
+    result = place.resume()
+    assert CHANGED in result.err
+    counters = place.check(reordered, result)
+    assert counters["unchanged"] > 0
+
+
+def test_of_a_truncated_source_all_that_is_left_is_stored(place: Workplace, corpus: Corpus) -> None:
+    source, done = begin(place, corpus)
+    rest = Corpus(corpus.lines[: done - 50])
+    rest.write(source)
+    result = place.resume()
+    assert CHANGED in result.err
+    counters = result.counters
+    assert counters["read"] == len(rest.lines)
+    place.check_rejects(rest)
+    with opened(place.folder) as store:
+        found = {
+            point.id: bytes.fromhex(point.digest) for point in store.fetch([(id_, 0) for id_ in rest.accepted])
+        }
+    assert found == rest.accepted
+
+
+def test_a_compressed_source_that_grew_is_read_from_its_start(place: Workplace) -> None:
+    corpus = make_corpus(6000, seed=23)
+    source, _ = begin(place, corpus, "source.jsonl.gz")
+    grown = Corpus([*corpus.lines, *make_corpus(50, seed=24, first=9000).lines])
+    grown.write(source)
+    result = place.resume()
+    assert CHANGED in result.err
+    counters = place.check(grown, result)
+    assert counters["unchanged"] > 0
