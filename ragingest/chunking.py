@@ -87,7 +87,8 @@ class Chunker:
                 counted.append((piece, tokens))
             else:
                 middle = len(piece) // 2
-                counted += self._counted([piece[:middle], piece[middle:]])
+                halves = (piece[:middle], piece[middle:])
+                counted += self._counted([half for half in halves if not half.isspace()])
         return counted
 
     def _splitter(self) -> MarkdownSplitter:

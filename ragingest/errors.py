@@ -105,13 +105,22 @@ class SettingsChangedError(RagingestError):
 class TransientError(Exception):
     """The call failed in a way that a later try may not.
 
-    `retry_after` in seconds, if the server said; `throttled` if it asked for fewer calls (429, 503).
+    `retry_after` in seconds, if the server said; `throttled` if it asked for fewer calls (429, 503);
+    `news` what the answer said of the server's budgets (`protocols.RateNews`).
     """
 
-    def __init__(self, message: str, retry_after: float | None = None, *, throttled: bool = False) -> None:
+    def __init__(
+        self,
+        message: str,
+        retry_after: float | None = None,
+        *,
+        throttled: bool = False,
+        news: tuple[float | None, ...] | None = None,
+    ) -> None:
         super().__init__(message)
         self.retry_after = retry_after
         self.throttled = throttled
+        self.news = news
 
 
 class RejectedError(Exception):

@@ -141,14 +141,16 @@ class Ledger:
         After a loss of power the store may lack what was not flushed; those documents are done again.
         """
         doubtful = [
-            (id_,)
-            for id_, part, ordinal in self._db.execute(
-                "SELECT id, part, ordinal FROM documents WHERE run = ?", (run,)
+            (id_, digest)
+            for id_, digest, part, ordinal in self._db.execute(
+                "SELECT id, digest, part, ordinal FROM documents WHERE run = ?", (run,)
             )
             if part >= len(done) or ordinal not in done[part]
         ]
-        self._db.executemany("UPDATE documents SET digest = x'', seen = 0 WHERE id = ?", doubtful)
-        return len(doubtful)
+        self._db.executemany(
+            "UPDATE documents SET digest = x'', seen = 0 WHERE id = ?", ((id_,) for id_, _ in doubtful)
+        )
+        return sum(digest != b"" for _, digest in doubtful)
 
     @_explained
     def distrust_all(self) -> None:

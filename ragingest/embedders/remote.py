@@ -22,10 +22,11 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, w
 from ragingest.books import Books
 from ragingest.breaker import CircuitBreaker
 from ragingest.checkpoint.vectors import PaidVectors
+from ragingest.concurrency import AdaptiveConcurrency, Slot
 from ragingest.documents import TEXT_DIGEST_BYTES, Chunk, EmbeddedBatch, SparseVectors, Vectors
 from ragingest.errors import RejectedError, TerminalError, TransientError
-from ragingest.pacing import AdaptiveConcurrency, RateLimiter, Slot
-from ragingest.protocols import Answer, EmbeddingRequests
+from ragingest.pacing import Grant, RateLimiter
+from ragingest.protocols import Answer, EmbeddingRequests, RateNews
 from ragingest.tokens import TextSize, TokenEstimator, measure
 
 __all__ = ["RemoteCalls", "RemoteLimits"]
@@ -209,35 +210,52 @@ class RemoteCalls:
         try:
             async with self.concurrency.slot() as slot:
                 self._within_limits(most)
-                began = self._clock()
-                await self._requests.acquire(1)
-                limit = self._tokens.limit
-                amount = max(1, estimate) if limit is None else max(1, min(estimate, limit))
-                grant = await self._tokens.acquire(amount)
-                self._books.waited += self._clock() - began
+                request, tokens, amount = await self._allowance(estimate)
                 self._committed_tokens += most
                 try:
                     answer = await self._send(texts, slot)
                 finally:
                     self._committed_tokens -= most
-        except asyncio.CancelledError:
-            self._breaker.abandoned()
+        except TransientError as error:
+            if error.throttled:
+                # A refused request has spent nothing; what it was refused for, the headers say.
+                self._requests.refund(1, request)
+                self._tokens.refund(amount, tokens)
+                self._learn(RateNews(*error.news) if error.news else RateNews())
             raise
         except RejectedError:
             if self._max_request_tokens is not None and size.bytes > self._max_request_tokens:
                 # What was learned of this corpus may be why; by bytes alone nothing is ever too long.
                 self._estimator.forget()
             raise
+        finally:
+            self._breaker.abandoned()  # counts only for a probe that ended without an answer
         if answer.tokens:
             self._estimator.learn(size.bytes, answer.tokens, len(texts), strange=size.strange)
             if answer.tokens > amount:
                 self._tokens.charge(answer.tokens - amount)
             else:
-                self._tokens.refund(amount - answer.tokens, grant)
-        news = answer.news
+                self._tokens.refund(amount - answer.tokens, tokens)
+        self._learn(answer.news)
+        return answer
+
+    async def _allowance(self, estimate: int) -> tuple[Grant, Grant, float]:
+        """One request, and the tokens it will likely cost (and how many those are), of the budgets."""
+        began = self._clock()
+        request = await self._requests.acquire(1)
+        while True:
+            limit = self._tokens.limit
+            amount = max(1, estimate) if limit is None else max(1, min(estimate, limit))
+            try:
+                tokens = await self._tokens.acquire(amount)
+            except ValueError:
+                continue  # the limit fell while it waited
+            self._books.waited += self._clock() - began
+            return request, tokens, amount
+
+    def _learn(self, news: RateNews) -> None:
         self._requests.learn(news.requests, news.requests_left, news.requests_reset)
         self._tokens.learn(news.tokens, news.tokens_left, news.tokens_reset)
-        return answer
 
     async def _send(self, texts: list[str], slot: Slot) -> Answer:
         books = self._books

@@ -300,6 +300,8 @@ class ElementReader:
                 raise self._no_array(f"no array found under {what}", keys)
             keys.append(key)
             head = self._peek()
+            if not head:
+                raise _BreakError(self.offset, "the document ends in front of a value")
             if path is None and key in ARRAY_NAMES and head == b"[":
                 self._at += 1
                 return None

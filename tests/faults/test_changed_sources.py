@@ -44,7 +44,7 @@ def test_appended_records_are_read_from_where_it_stopped(place: Workplace, corpu
 
 def test_a_rewritten_source_is_read_from_its_start(place: Workplace, corpus: Corpus) -> None:
     source, _ = begin(place, corpus)
-    rewritten = Corpus([line.replace('"text": "', '"text": "now ') for line in reversed(corpus.lines)])
+    rewritten = Corpus([line.replace("}}", ', "again": true}}') for line in reversed(corpus.lines)])
     assert rewritten.accepted.keys() == corpus.accepted.keys()
     rewritten.write(source)
     result = place.resume()

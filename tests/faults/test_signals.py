@@ -101,7 +101,7 @@ def test_an_interrupted_stream_is_fed_again_and_only_the_rest_is_embedded(place:
     place.check_content(first)
 
     process = place.start("resume", "j", "--json", stdin=subprocess.PIPE)
-    out, err = process.communicate(b"".join(lines), timeout=PROMPT_SECONDS * 6)
+    _, err = process.communicate(b"".join(lines), timeout=PROMPT_SECONDS * 6)
     assert b"is a stream: it is read from its start" in err
     result = place.command("stats", "j", "--json")
     counters = place.check(whole, result)
@@ -117,6 +117,6 @@ def test_a_second_process_on_the_job_exits_at_once(place: Workplace) -> None:
         second = place.command(*arguments, "--quiet", code=5)
         assert "the job j is being worked on by another process" in second.err
         assert len(second.err.splitlines()) == 2
-    out, _ = process.communicate(b'{"id": "a", "text": "still there"}\n', timeout=PROMPT_SECONDS)
+    process.communicate(b'{"id": "a", "text": "still there"}\n', timeout=PROMPT_SECONDS)
     assert process.returncode == 0
     assert place.command.checkpoint("j")["counters"]["stored"] == 1

@@ -94,7 +94,9 @@ def test_rows_that_break_on_the_way_leave_nothing_of_their_transaction(ledger: L
 
 def test_the_count_is_of_documents_that_are_whole(ledger: Ledger) -> None:
     assert (ledger.count(), ledger.is_empty()) == (0, True)
-    ledger.commit([row("a"), row("b"), row("c", digest=b"")])
+    ledger.commit([row("c", digest=b"")])
+    assert (ledger.count(), ledger.is_empty()) == (0, True)
+    ledger.commit([row("a"), row("b")])
     assert (ledger.count(), ledger.is_empty()) == (2, False)
 
 
@@ -155,7 +157,7 @@ def test_a_fresh_start_distrusts_all_and_still_knows_the_chunks(ledger: Ledger) 
     ledger.commit([LedgerRow("a", b"digest", 5, 1, 1, 0, 0), row("b", run=2)])
     ledger.distrust_all()
     assert ledger.lookup(["a", "b"]) == {"a": Stored(b"", 5, 1, 0, 0, 0), "b": Stored(b"", 1, 2, 0, 0, 0)}
-    assert (ledger.count(), ledger.is_empty()) == (0, False)
+    assert (ledger.count(), ledger.is_empty()) == (0, True)
 
 
 # -- death and damage --------------------------------------------------------------------------------

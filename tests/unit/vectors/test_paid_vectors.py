@@ -400,6 +400,21 @@ def test_a_spool_gives_room_back_after_an_outage(
     paid.close()
 
 
+def test_a_record_that_was_moved_and_dropped_does_not_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SLACK_BYTES", 4 * RECORD)
+    paid = PaidVectors(tmp_path / "job.vectors", MODEL, DIMENSIONS, keep=False)
+    put(paid, TEXTS[:5])
+    paid.drop(TEXTS[:4])
+    assert slot_of(paid.path, TEXTS[4]) == BLOCK
+    paid.drop(TEXTS[4:5])
+    again = PaidVectors(tmp_path / "job.vectors", MODEL, DIMENSIONS, keep=False)
+    assert found(again, TEXTS) == set()
+    paid.close()
+    again.close()
+
+
 def test_a_spool_with_nothing_pending_leaves_no_file(tmp_path: Path) -> None:
     paid = PaidVectors(tmp_path / "job.vectors", MODEL, DIMENSIONS, keep=False)
     put(paid, TEXTS)
