@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,13 +14,17 @@ from ragingest.protocols import Tokenizer
 from ragingest.tokens import TYPICAL_RATIO, WIDE_RATIO, measure
 
 if TYPE_CHECKING:
-    from semantic_text_splitter import MarkdownSplitter
+    from semantic_text_splitter import MarkdownSplitter, TextSplitter
 
 __all__ = ["Chunker", "EstimatingChunker", "whole"]
 
 # The splitter's time grows with the square of a text without breaks (60,000 characters: 0.4 s,
 # 200,000: 4 s), and the tokenizer's memory with its length (500 bytes a character).
 WINDOW_CHARACTERS = 32_768
+
+# Headings, fences, lists, quotations and tables. Prose without them is left to the plain splitter:
+# the Markdown one takes every apostrophe for a boundary and cuts long paragraphs in the middle of words.
+_MARKDOWN = re.compile(r"^ {0,3}(?:#{1,6} |```|~~~|[-*+] |\d{1,3}[.)] |> |\|)", re.MULTILINE).search
 
 _BREAKS = ("\n\n", "\n", ". ", " ")
 
@@ -43,7 +48,7 @@ class Chunker:
         self._tokenizer = tokenizer
         self._size = size
         self._overlap = overlap
-        self._made: MarkdownSplitter | None = None
+        self._made: dict[bool, MarkdownSplitter | TextSplitter] = {}
 
     def split(self, documents: Sequence[Document]) -> list[list[Chunk]]:
         """The chunks of each document, in its order; sets `document.chunks`."""
@@ -76,7 +81,7 @@ class Chunker:
 
     def _pieces(self, text: str) -> list[tuple[str, npt.NDArray[np.intp]]]:
         """The text in pieces of at most the size, each with its tokens."""
-        splitter = self._splitter()
+        splitter = self._splitter(bool(_MARKDOWN(text)))
         return self._counted([piece for window in _windows(text) for piece in splitter.chunks(window)] or [text])
 
     def _counted(self, pieces: list[str]) -> list[tuple[str, npt.NDArray[np.intp]]]:
@@ -91,14 +96,15 @@ class Chunker:
                 counted += self._counted([half for half in halves if not half.isspace()])
         return counted
 
-    def _splitter(self) -> MarkdownSplitter:
-        if self._made is None:
-            from semantic_text_splitter import MarkdownSplitter
+    def _splitter(self, markdown: bool) -> MarkdownSplitter | TextSplitter:
+        if markdown not in self._made:
+            from semantic_text_splitter import MarkdownSplitter, TextSplitter
 
-            self._made = MarkdownSplitter.from_huggingface_tokenizer(
+            kind = MarkdownSplitter if markdown else TextSplitter
+            self._made[markdown] = kind.from_huggingface_tokenizer(
                 self._tokenizer.splitter_backend(), self._size, overlap=self._overlap
             )
-        return self._made
+        return self._made[markdown]
 
 
 class EstimatingChunker:
@@ -115,7 +121,7 @@ class EstimatingChunker:
         self._size = min(size, most)
         self._overlap = min(overlap, self._size - 1)
         self._most = most
-        self._splitters: dict[int, MarkdownSplitter] = {}
+        self._splitters: dict[tuple[int, bool], MarkdownSplitter | TextSplitter] = {}
 
     def split(self, documents: Sequence[Document]) -> list[list[Chunk]]:
         """The chunks of each document, in its order; sets `document.chunks`."""
@@ -141,12 +147,14 @@ class EstimatingChunker:
     def _cut(self, text: str, characters: int) -> list[str]:
         # One splitter serves sizes that differ by less than a sixteenth.
         capacity = max(1, characters - characters % max(1, characters // 16))
-        if capacity not in self._splitters:
-            from semantic_text_splitter import MarkdownSplitter
+        markdown = bool(_MARKDOWN(text))
+        if (capacity, markdown) not in self._splitters:
+            from semantic_text_splitter import MarkdownSplitter, TextSplitter
 
+            kind = MarkdownSplitter if markdown else TextSplitter
             overlap = min(capacity - 1, capacity * self._overlap // self._size)
-            self._splitters[capacity] = MarkdownSplitter(capacity, overlap=overlap)
-        splitter = self._splitters[capacity]
+            self._splitters[capacity, markdown] = kind(capacity, overlap=overlap)
+        splitter = self._splitters[capacity, markdown]
         return [piece for window in _windows(text) for piece in splitter.chunks(window)]
 
 

@@ -16,7 +16,7 @@ from ragingest.chunking import Chunker, EstimatingChunker, whole
 from ragingest.documents import Chunk, EmbeddedBatch, Vectors
 from ragingest.embedders import APIS, open_api, open_embedder
 from ragingest.embedders.bm25 import BM25
-from ragingest.embedders.remote import RemoteCalls, RemoteLimits
+from ragingest.embedders.remote import RemoteCalls, RemoteLimits, ask
 from ragingest.errors import RejectedError, TerminalError, TransientError, UsageError
 from ragingest.events import Emit, Noticed
 from ragingest.models import DEFAULT_MODELS, ModelFacts, facts_of
@@ -28,6 +28,7 @@ from ragingest.tokens import RequestPacker, TokenEstimator, exact_counter, measu
 __all__ = ["Embedding", "embed_query", "open_embedding"]
 
 PROBE = "dimensions"
+SEARCH_TIMEOUT = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +84,11 @@ def embed_query(name: str, model: str, base_url: str | None, dimensions: int, te
             embedder.close()
     facts = facts_of(name, model)
     asked = dimensions if facts.shortenable and facts.dimensions not in (None, dimensions) else None
-    vectors, _ = _ask(name, model, base_url, asked, 60.0, text)
-    return Query(vectors, BM25().encode_query(text))
+    vector = _ask(name, model, base_url, asked, text, SEARCH_TIMEOUT, SEARCH_TIMEOUT, Books())
+    if len(vector) != dimensions and facts.dimensions is None:
+        # The collection was made with --dimensions, of a model whose own number is not known.
+        vector = _ask(name, model, base_url, dimensions, text, SEARCH_TIMEOUT, SEARCH_TIMEOUT, Books())
+    return Query(vector, BM25().encode_query(text))
 
 
 def _local(settings: JobSettings, options: RunOptions) -> Embedding:
@@ -138,12 +142,8 @@ def _remote(settings: JobSettings, options: RunOptions, books: Books, vectors: P
         )
     dimensions = settings.dimensions or facts.dimensions
     if dimensions is None:
-        vector, tokens = _ask(name, model, settings.base_url, None, options.timeout, PROBE)
+        vector = _ask(name, model, settings.base_url, None, PROBE, options.timeout, options.give_up_after, books)
         dimensions = len(vector)
-        books.requests += 1
-        books.answered += 1
-        books.texts += 1
-        books.tokens += tokens
     asked = settings.dimensions if facts.shortenable else None
     api = open_api(name, model, base_url=settings.base_url, dimensions=asked, timeout=options.timeout)
     estimator = TokenEstimator.for_limits(facts.max_request_tokens, facts.special_tokens)
@@ -227,19 +227,27 @@ def _check_length(
 
 
 def _ask(
-    name: str, model: str, base_url: str | None, dimensions: int | None, timeout: float, text: str
-) -> tuple[Vectors, int]:
-    """One vector, shape (d,), by one request outside of any run; and its tokens."""
+    name: str,
+    model: str,
+    base_url: str | None,
+    dimensions: int | None,
+    text: str,
+    timeout: float,
+    give_up_after: float,
+    books: Books,
+) -> Vectors:
+    """One vector, shape (d,), outside of any run."""
 
-    async def ask() -> tuple[Vectors, int]:
+    async def asked() -> Vectors:
         api = open_api(name, model, base_url=base_url, dimensions=dimensions, timeout=timeout)
         try:
-            answer = await api.request([text])
-            return answer.vectors[0], answer.tokens
+            answer = await ask(api, text, books, give_up_after)
+            vector: Vectors = answer.vectors[0]
+            return vector
         finally:
             await api.close()
 
     try:
-        return asyncio.run(ask())
+        return asyncio.run(asked())
     except (TransientError, RejectedError) as error:
         raise TerminalError(str(error), "check --base-url and --model, or try again later") from None

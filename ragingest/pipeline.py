@@ -94,6 +94,8 @@ class Pipeline:
         self._stopping = asyncio.Event()
         self._in_flight: set[str] = set()
         self._landed = asyncio.Event()
+        self._hurry = asyncio.Event()
+        """Set while reading waits for a document in flight, which may be in a batch that waits to be full."""
         self._read = parts.journal.counters.read
         self._rejected = parts.journal.counters.rejected
         self._bytes_read = 0
@@ -128,7 +130,8 @@ class Pipeline:
         await asyncio.wait({self._work, saver}, return_when=asyncio.FIRST_COMPLETED)
         failures = await _settle(self._work, saver)
         self._p.source.stop()
-        self._workers.shutdown(cancel_futures=True)
+        # Off the loop: a third signal must get through while a call hangs.
+        await asyncio.to_thread(self._workers.shutdown, cancel_futures=True)
         error = _explain(failures) if failures else self._error
         status: Status = "failed" if error else "interrupted" if self._stopping.is_set() else "completed"
         try:
@@ -213,9 +216,11 @@ class Pipeline:
         block.duplicate += len(block.documents) - len(latest)
         while not self._in_flight.isdisjoint(latest):
             self._landed.clear()
+            self._hurry.set()
             await self._landed.wait()
             if self._gave_up:
                 return
+        self._hurry.clear()
         known = await self._in(self._ledger, p.journal.lookup, list(latest.values())) if latest else {}
         block.documents, unchanged = _sort_out(block, latest.values(), known, p.journal.run)
         if unchanged:
@@ -245,7 +250,7 @@ class Pipeline:
 
     async def _packing(self) -> None:
         p = self._p
-        async for chunks in _arrivals(self._to_pack, p.linger):
+        async for chunks in _arrivals(self._to_pack, p.linger, self._hurry):
             for chunk in chunks or ():
                 for full in p.packer.add(chunk):
                     await self._to_embed.put(full)
@@ -304,7 +309,7 @@ class Pipeline:
     async def _repacking(self) -> None:
         p = self._p
         packer = PointPacker(p.upsert_size, p.upsert_bytes, p.store.sizes)
-        async for batch in _arrivals(self._to_repack, p.linger):
+        async for batch in _arrivals(self._to_repack, p.linger, self._hurry):
             for full in packer.flush() if batch is None else packer.add(batch):
                 await self._to_upsert.put(full)
         for _ in range(p.store.limits.concurrency):
@@ -465,20 +470,32 @@ def _check_vectors(batch: EmbeddedBatch, dimensions: int) -> None:
         raise RejectedError("not_finite", "the embedder returned a vector with NaN or infinity in it")
 
 
-async def _arrivals(queue: asyncio.Queue[T | None], linger: float) -> AsyncIterator[T | None]:
-    """Items of the queue up to its end mark; None whenever none has come for `linger` seconds, and at the end."""
+async def _arrivals(queue: asyncio.Queue[T | None], linger: float, hurry: asyncio.Event) -> AsyncIterator[T | None]:
+    """Items of the queue up to its end mark, and None whenever what is open should be sent as it is.
+
+    That is: when none has come for `linger` seconds, when none is there and `hurry` is set, and at the end.
+    """
     getter = asyncio.ensure_future(queue.get())
+    hurried = asyncio.ensure_future(hurry.wait())
+    open_ = False
     try:
         while True:
-            done, _ = await asyncio.wait({getter}, timeout=linger)
-            item = getter.result() if done else None
-            yield item
-            if done:
-                if item is None:
-                    return
+            if open_:
+                await asyncio.wait({getter, hurried}, timeout=linger, return_when=asyncio.FIRST_COMPLETED)
+            else:
+                await asyncio.wait({getter})
+            open_ = getter.done()
+            item = getter.result() if getter.done() else None
+            if getter.done():
                 getter = asyncio.ensure_future(queue.get())
+            if hurried.done() and not hurry.is_set():
+                hurried = asyncio.ensure_future(hurry.wait())
+            yield item
+            if item is None and open_:
+                return
     finally:
         getter.cancel()
+        hurried.cancel()
 
 
 async def _settle(*tasks: asyncio.Task[None]) -> list[BaseException]:

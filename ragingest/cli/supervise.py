@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -35,19 +36,22 @@ def run_to_exit(start: Callable[[Emit], JobRun], *, quiet: bool, as_json: bool, 
 
 
 async def _supervised(job: JobRun, emit: Emit) -> Summary:
-    """Run with handlers: the first signal stops reading, the second stops at once."""
+    """Run with handlers: the first signal stops reading, the second stops at once, the third does not even save."""
     loop = asyncio.get_running_loop()
-    stopped = False
+    signals = 0
 
     def handle(number: signal.Signals) -> None:
-        nonlocal stopped
-        if stopped:
+        nonlocal signals
+        signals += 1
+        if signals == 1:
+            emit(Noticed("stopping: what is in flight is finished (once more stops at once)"))
+            job.stop(_CODES[number])
+        elif signals == 2:
             emit(Noticed("stopping at once: only what the store has confirmed counts"))
             job.abort()
-            return
-        stopped = True
-        emit(Noticed("stopping: what is in flight is finished (once more stops at once)"))
-        job.stop(_CODES[number])
+        else:
+            # Whatever hangs: what is on disk is whole at every moment.
+            os._exit(_CODES[number])
 
     for number in _CODES:
         loop.add_signal_handler(number, handle, number)

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import msgspec
@@ -52,7 +54,7 @@ class _Usage(msgspec.Struct):
 
 class _Answer(msgspec.Struct):
     data: list[_Row]
-    usage: _Usage = msgspec.field(default_factory=_Usage)
+    usage: _Usage | None = None
 
 
 _decode = msgspec.json.Decoder(_Answer).decode
@@ -64,13 +66,14 @@ class OpenAIRequests:
     name = "openai"
 
     def __init__(self, model: str, key: str | None, base_url: str, dimensions: int | None, timeout: float) -> None:
-        if not base_url.startswith(("http://", "https://")):
-            raise UsageError(f"--base-url {base_url!r} is no URL", "write for example http://localhost:8000/v1")
         self.model = model
-        self._url = base_url.rstrip("/") + "/embeddings"
+        self._url = _checked(base_url).rstrip("/") + "/embeddings"
         self._headers = {"Content-Type": "application/json"}
-        if key:
-            self._headers["Authorization"] = f"Bearer {key}"
+        self._key = (key or "").strip()
+        if not (self._key.isascii() and (self._key.isprintable() or not self._key)):
+            raise UsageError("the key holds characters that no key has", "look at OPENAI_API_KEY")
+        if self._key:
+            self._headers["Authorization"] = f"Bearer {self._key}"
         self._body: dict[str, Any] = {"model": model, "encoding_format": "base64"}
         if dimensions is not None:
             self._body["dimensions"] = dimensions
@@ -104,7 +107,8 @@ class OpenAIRequests:
                 headers=self._headers,
                 timeout=aiohttp.ClientTimeout(total=self._timeout),
                 connector=aiohttp.TCPConnector(limit=CONNECTIONS),
-                trust_env=True,
+                # Not by `trust_env`, which reads .netrc before each request, and fails where that has a login.
+                proxy=_proxy_for(self._url),
             )
         return self._session
 
@@ -113,7 +117,7 @@ class OpenAIRequests:
             answer = _decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise TransientError(
-                f"{self._url} answered 200 with something else than embeddings: {_shown(data)}"
+                f"{self._url} answered 200 with something else than embeddings: {self._without_key(_shown(data))}"
             ) from None
         rows = answer.data
         if len(rows) != count:
@@ -122,47 +126,79 @@ class OpenAIRequests:
             rows = sorted(rows, key=lambda row: row.index)
             if any(row.index != number for number, row in enumerate(rows)):
                 raise TransientError(f"{self._url} answered vectors whose indexes are not 0 to {count - 1}")
-        return Answer(self._vectors(rows), answer.usage.total_tokens or answer.usage.prompt_tokens, news)
+        usage = answer.usage or _Usage()
+        return Answer(self._vectors(rows), usage.total_tokens or usage.prompt_tokens, news)
 
     def _vectors(self, rows: list[_Row]) -> Vectors:
-        first = rows[0].embedding
+        embeddings = [row.embedding for row in rows]
+        first = embeddings[0]
+        if any(type(other) is not type(first) or len(other) != len(first) for other in embeddings):
+            raise TransientError(f"{self._url} answered vectors of different lengths or kinds")
+        if not first or (isinstance(first, bytes) and len(first) % 4):
+            raise TransientError(f"{self._url} answered something that is no vector")
         if isinstance(first, bytes):
-            if any(len(row.embedding) != len(first) for row in rows) or len(first) % 4 or not first:
-                raise TransientError(f"{self._url} answered vectors of different lengths")
-            flat = np.frombuffer(b"".join(row.embedding for row in rows if isinstance(row.embedding, bytes)), "<f4")
+            flat = np.frombuffer(b"".join(some for some in embeddings if isinstance(some, bytes)), "<f4")
             vectors = flat.reshape(len(rows), -1).astype(np.float32, copy=False)
         else:
-            try:
-                vectors = np.array([row.embedding for row in rows], dtype=np.float32)
-            except ValueError:
-                raise TransientError(f"{self._url} answered vectors of different lengths") from None
-        if vectors.ndim != 2 or vectors.shape[0] != len(rows):
-            raise TransientError(f"{self._url} answered vectors of different lengths")
+            with np.errstate(over="ignore"):  # what float32 does not hold becomes infinity
+                vectors = np.array(embeddings, dtype=np.float32)
         if not np.isfinite(vectors).all():
             raise TransientError(f"{self._url} answered a vector with NaN or infinity in it")
         return vectors
 
     def _refused(self, status: int, headers: Mapping[str, str], data: bytes) -> Exception:
-        code, message = _error_of(data)
+        codes, message = _error_of(data)
+        message = self._without_key(message)
         said = f"{self._url} answered {status}: {message}"
         if status in (401, 403):
             return TerminalError(said, "check the key in OPENAI_API_KEY, and that it may use this model")
         if status == 404:
             return TerminalError(said, f"check --model {self.model} and --base-url")
-        if status == 429 and code in _SPENT:
+        if status == 429 and _SPENT.intersection(codes):
             return TerminalError(said, "there is no money or quota left on this key: add some, then resume")
         if status in (408, 409, 429) or status >= 500:
             return TransientError(
-                said, parse_retry_after(headers, datetime.now(UTC)), throttled=status in (429, 503)
+                said,
+                parse_retry_after(headers, datetime.now(UTC)),
+                throttled=status in (429, 503),
+                news=_rate_news(headers),
             )
         if status in (400, 413, 422):
             return RejectedError("refused_by_embedder", message)
         return TerminalError(said, "check --base-url")
 
+    def _without_key(self, text: str) -> str:
+        """What a server says, should it repeat the key."""
+        return text.replace(self._key, "***") if self._key else text
+
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()
             self._session = None
+
+
+def _checked(base_url: str) -> str:
+    """The URL as it is.
+
+    Raises:
+        UsageError: it is none.
+    """
+    try:
+        url = urlsplit(base_url)
+        usable = url.scheme in ("http", "https") and url.hostname and " " not in url.hostname and url.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise UsageError(f"--base-url {base_url!r} is no URL", "write for example http://localhost:8000/v1")
+    return base_url
+
+
+def _proxy_for(url: str) -> str | None:
+    """The proxy that the environment names for that address."""
+    parts = urlsplit(url)
+    if proxy_bypass(parts.hostname or ""):
+        return None
+    return getproxies().get(parts.scheme)
 
 
 def _rate_news(headers: Mapping[str, str]) -> RateNews:
@@ -187,16 +223,16 @@ def _rate_news(headers: Mapping[str, str]) -> RateNews:
     )
 
 
-def _error_of(data: bytes) -> tuple[str, str]:
-    """(code, message) of an error's body, whatever its shape."""
+def _error_of(data: bytes) -> tuple[set[str], str]:
+    """(code and type, message) of an error's body, whatever its shape."""
     try:
         body = msgspec.json.decode(data)
-        error = body.get("error", body)
+        error = body.get("error") or body
         if isinstance(error, str):
-            return "", error
-        return str(error.get("code") or error.get("type") or ""), str(error.get("message") or _shown(data))
+            return set(), error
+        return {str(error.get("code")), str(error.get("type"))}, str(error.get("message") or _shown(data))
     except (msgspec.DecodeError, UnicodeDecodeError, AttributeError):
-        return "", _shown(data)
+        return set(), _shown(data)
 
 
 def _shown(data: bytes) -> str:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import reduce
 
 import numpy as np
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from ragingest.books import Books
 from ragingest.breaker import CircuitBreaker
@@ -29,11 +30,12 @@ from ragingest.pacing import Grant, RateLimiter
 from ragingest.protocols import Answer, EmbeddingRequests, RateNews
 from ragingest.tokens import TextSize, TokenEstimator, measure
 
-__all__ = ["RemoteCalls", "RemoteLimits"]
+__all__ = ["RemoteCalls", "RemoteLimits", "ask"]
 
 BACKOFF_SECONDS = 0.5
 LONGEST_BACKOFF_SECONDS = 30.0
 
+Clock = Callable[[], float]
 Sleep = Callable[[float], Awaitable[None]]
 
 
@@ -76,7 +78,7 @@ class RemoteCalls:
         sparse: Callable[[Sequence[str]], SparseVectors] | None = None,
         on_change: Callable[[bool], None] = lambda _opened: None,
         sleep: Sleep = asyncio.sleep,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Clock = time.monotonic,
     ) -> None:
         self.concurrency = AdaptiveConcurrency(maximum=limits.max_concurrency, clock=clock)
         self._api = api
@@ -95,7 +97,9 @@ class RemoteCalls:
             give_up_after=limits.give_up_after, name=api.name, on_change=on_change, clock=clock, sleep=sleep
         )
         self._under_way: dict[bytes, asyncio.Future[Vectors]] = {}
-        self._committed_tokens = 0
+        self._unconfirmed: Counter[bytes] = Counter()
+        self._tokens_set_aside = 0
+        self._settled = asyncio.Event()
         self._disk = ThreadPoolExecutor(1, "vectors")
 
     async def embed(self, chunks: Sequence[Chunk]) -> EmbeddedBatch:
@@ -105,29 +109,36 @@ class RemoteCalls:
             RejectedError: the server refuses the batch as it is.
             TerminalError: it refuses everything, has failed for too long, or a limit of the user is reached.
         """
-        texts = {_digest(chunk): chunk.text for chunk in chunks}
-        vectors = await self._on_disk(list(texts))
-        others = {digest: self._under_way[digest] for digest in texts if digest in self._under_way}
-        wanted = [digest for digest in texts if digest not in vectors and digest not in others]
-        self._books.reused += len(chunks) - len(wanted)
-        if wanted:
-            vectors.update(await self._buy(wanted, [texts[digest] for digest in wanted]))
-        for digest, future in others.items():
-            if digest not in vectors:
-                vectors[digest] = await self._from_other(digest, future, texts[digest])
-        dense = np.empty((len(chunks), self._dimensions), dtype=np.float32)
-        for row, chunk in enumerate(chunks):
-            dense[row] = vectors[_digest(chunk)]
-        batch = EmbeddedBatch(list(chunks), dense)
-        if self._sparse is not None:
-            batch.sparse = await asyncio.to_thread(self._sparse, [chunk.text for chunk in chunks])
+        digests = [_digest(chunk) for chunk in chunks]
+        self._unconfirmed.update(digests)
+        try:
+            vectors = await self._vectors({_digest(chunk): chunk.text for chunk in chunks}, len(chunks))
+            dense = np.empty((len(chunks), self._dimensions), dtype=np.float32)
+            for row, digest in enumerate(digests):
+                dense[row] = vectors[digest]
+            batch = EmbeddedBatch(list(chunks), dense)
+            if self._sparse is not None:
+                batch.sparse = await asyncio.to_thread(self._sparse, [chunk.text for chunk in chunks])
+        except BaseException:
+            self._forget(digests)
+            raise
         return batch
 
     async def confirmed(self, chunks: Sequence[Chunk]) -> None:
-        """The store has these: their vectors need not be kept any longer."""
+        """The store has these: their vectors need not be kept any longer, unless the same text waits elsewhere."""
+        done = self._forget([_digest(chunk) for chunk in chunks])
         if self._kept is not None:
-            digests = [_digest(chunk) for chunk in chunks]
-            await asyncio.get_running_loop().run_in_executor(self._disk, self._kept.drop, digests)
+            await asyncio.get_running_loop().run_in_executor(self._disk, self._kept.drop, done)
+
+    def _forget(self, digests: Sequence[bytes]) -> list[bytes]:
+        """These no longer wait for the store; those that nobody else waits for."""
+        done = []
+        for digest in digests:
+            self._unconfirmed[digest] -= 1
+            if self._unconfirmed[digest] <= 0:
+                del self._unconfirmed[digest]
+                done.append(digest)
+        return done
 
     def sync(self) -> None:
         """Make what was paid for survive a loss of power. Called from any other thread than the loop's."""
@@ -149,15 +160,28 @@ class RemoteCalls:
         if self._kept is not None:
             await asyncio.get_running_loop().run_in_executor(self._disk, self._kept.put, digests, vectors)
 
-    async def _from_other(self, digest: bytes, future: asyncio.Future[Vectors], text: str) -> Vectors:
-        """The vector of a text that another batch has sent; bought here if that batch failed."""
-        try:
-            return await asyncio.shield(future)
-        except (RejectedError, asyncio.CancelledError):
-            if asyncio.current_task().cancelling():  # type: ignore[union-attr]  # runs in a task
-                raise
-        self._books.reused -= 1
-        return (await self._buy([digest], [text]))[digest]
+    async def _vectors(self, texts: dict[bytes, str], chunks: int) -> dict[bytes, Vectors]:
+        """The vector of each text: from disk, from the batch that has it under way, or bought here.
+
+        What another batch did not get is looked for again: a half of that batch may have it under way by now.
+        """
+        vectors: dict[bytes, Vectors] = {}
+        bought = 0
+        while missing := [digest for digest in texts if digest not in vectors]:
+            vectors.update(await self._on_disk(missing))
+            missing = [digest for digest in missing if digest not in vectors]
+            # Nothing is awaited from here until `_buy` has entered its texts: none is under way twice.
+            others = {digest: self._under_way[digest] for digest in missing if digest in self._under_way}
+            wanted = [digest for digest in missing if digest not in others]
+            if wanted:
+                vectors.update(await self._buy(wanted, [texts[digest] for digest in wanted]))
+                bought += len(wanted)
+            for digest, future in others.items():
+                vector = await _from_other(future)
+                if vector is not None:
+                    vectors[digest] = vector
+        self._books.reused += chunks - bought
+        return vectors
 
     # -- the wire ----------------------------------------------------------------------------------
 
@@ -182,20 +206,11 @@ class RemoteCalls:
         return found
 
     async def _with_retries(self, texts: list[str]) -> Answer:
-        retrying = AsyncRetrying(
-            retry=retry_if_exception_type(TransientError),
-            wait=wait_random_exponential(multiplier=BACKOFF_SECONDS, max=LONGEST_BACKOFF_SECONDS),
-            stop=stop_after_delay(self._limits.give_up_after),
-            sleep=self._backoff,
-            reraise=True,
-        )
+        retrying = _retrying(self._limits.give_up_after, self._clock, self._backoff)
         try:
-            async for attempt in retrying:
-                with attempt:
-                    return await self._once(texts)
+            return await retrying(self._once, texts)
         except TransientError as error:
             raise TerminalError(str(error), "resume when it is over; nothing that is done is lost") from None
-        raise AssertionError("the last attempt returns or raises")
 
     async def _backoff(self, seconds: float) -> None:
         self._books.waited += seconds
@@ -209,13 +224,13 @@ class RemoteCalls:
         await self._breaker.before()
         try:
             async with self.concurrency.slot() as slot:
-                self._within_limits(most)
-                request, tokens, amount = await self._allowance(estimate)
-                self._committed_tokens += most
+                await self._set_aside(most)
                 try:
+                    request, tokens, amount = await self._allowance(estimate)
                     answer = await self._send(texts, slot)
                 finally:
-                    self._committed_tokens -= most
+                    self._tokens_set_aside -= most
+                    self._settled.set()
         except TransientError as error:
             if error.throttled:
                 # A refused request has spent nothing; what it was refused for, the headers say.
@@ -293,25 +308,90 @@ class RemoteCalls:
         books.took(seconds)
         return answer
 
-    def _within_limits(self, most: int) -> None:
-        """Stop before the request that would exceed what the user allows to spend.
+    async def _set_aside(self, most: int) -> None:
+        """Reserve what a request may cost, before it is sent.
+
+        Waits where it would exceed what the user allows only if others, under way, cost as much as they may.
 
         Raises:
-            TerminalError: it would.
+            TerminalError: it may exceed that whatever they cost.
         """
+        while self._exceeded(self._books.tokens + self._tokens_set_aside + most):
+            error = self._exceeded(self._books.tokens + most)
+            if error is not None:
+                raise error
+            self._settled.clear()
+            await self._settled.wait()
+        self._tokens_set_aside += most
+
+    def _exceeded(self, tokens: int) -> TerminalError | None:
+        """The error, if so many tokens are more than the user allows."""
         limits, books = self._limits, self._books
-        tokens = books.tokens + self._committed_tokens + most
         if limits.max_tokens is not None and tokens > limits.max_tokens:
-            raise TerminalError(
+            return TerminalError(
                 f"the next request would exceed --max-tokens {limits.max_tokens:,} ({books.tokens:,} are spent)",
                 "resume with a higher --max-tokens",
             )
         price = books.price_per_million
         if limits.max_cost is not None and price is not None and tokens * price / 1e6 > limits.max_cost:
-            raise TerminalError(
+            return TerminalError(
                 f"the next request would exceed --max-cost {limits.max_cost:g} (${books.cost or 0:.2f} are spent)",
                 "resume with a higher --max-cost",
             )
+        return None
+
+
+async def ask(api: EmbeddingRequests, text: str, books: Books, give_up_after: float) -> Answer:
+    """Embed one text outside of any run, to learn a model's dimensions or for a search.
+
+    Raises:
+        RejectedError, TerminalError: as the API does.
+        TransientError: it has failed for `give_up_after` seconds.
+    """
+
+    async def once() -> Answer:
+        books.requests += 1
+        began = time.monotonic()
+        try:
+            answer = await api.request([text])
+        except TransientError as error:
+            books.throttled += error.throttled
+            raise
+        books.answered += 1
+        books.texts += 1
+        books.tokens += answer.tokens
+        books.took(time.monotonic() - began)
+        return answer
+
+    return await _retrying(give_up_after, time.monotonic, asyncio.sleep)(once)
+
+
+def _retrying(give_up_after: float, clock: Clock, sleep: Sleep) -> AsyncRetrying:
+    """The one retry layer. Gives up so long after the first failure: waiting for a turn before it does not count."""
+    failing_since: list[float] = []
+
+    def stop(_state: RetryCallState) -> bool:
+        now = clock()
+        failing_since.append(now)
+        return now - failing_since[0] >= give_up_after
+
+    return AsyncRetrying(
+        retry=retry_if_exception_type(TransientError),
+        wait=wait_random_exponential(multiplier=BACKOFF_SECONDS, max=LONGEST_BACKOFF_SECONDS),
+        stop=stop,
+        sleep=sleep,
+        reraise=True,
+    )
+
+
+async def _from_other(future: asyncio.Future[Vectors]) -> Vectors | None:
+    """The vector of a text that another batch has sent; None if that batch failed."""
+    try:
+        return await asyncio.shield(future)
+    except (RejectedError, asyncio.CancelledError):
+        if asyncio.current_task().cancelling():  # type: ignore[union-attr]  # runs in a task
+            raise
+        return None
 
 
 def _digest(chunk: Chunk) -> bytes:

@@ -38,7 +38,8 @@ class Result:
 
     @property
     def counters(self) -> dict[str, int]:
-        counters: dict[str, int] = self.document["counters"]
+        """Those of the records and of the work done on them."""
+        counters = counts(self.document["counters"])
         assert balanced(counters)
         return counters
 
@@ -102,6 +103,11 @@ def clean_environment(extra: Mapping[str, str]) -> dict[str, str]:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+
+def counts(counters: Mapping[str, Any]) -> dict[str, int]:
+    """The counters without the books of requests, which are told in other units on the screen than on disk."""
+    return {name: value for name, value in counters.items() if isinstance(value, int)}
 
 
 def balanced(counters: Mapping[str, int]) -> bool:

@@ -6,12 +6,13 @@ import asyncio
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import ragingest
 from ragingest import JobSettings, RunOptions, SettingsChangedError, Summary
 from ragingest.events import Event, Noticed, RunFinished, RunStarted
-from tests.e2e.command import HANDBOOK, SAMPLE_DATA, Command
+from tests.e2e.command import HANDBOOK, SAMPLE_DATA, Command, counts
 
 
 def ingest(folder: Path, source: Path, **settings: str) -> tuple[Summary, list[Event]]:
@@ -47,7 +48,7 @@ def test_python_gets_the_same_counters_as_the_command(tmp_path: Path) -> None:
     command = Command(tmp_path)
     told = command.json("run", dirty, "--job", "k", "--embedder", "null", "--store", "null", code=1)
     assert summary.exit_code == 1
-    assert told.counters == {name: getattr(summary.counters, name) for name in told.counters}
+    assert told.counters == counts(msgspec.to_builtins(summary.counters))
     assert told.document["reject_kinds"] == summary.reject_kinds
     assert not [event for event in events if isinstance(event, Noticed)]
 

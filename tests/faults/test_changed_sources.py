@@ -16,7 +16,7 @@ CHANGED = "has changed since: it is read from its start"
 
 @pytest.fixture(scope="module")
 def corpus() -> Corpus:
-    return make_corpus(800, seed=21, padding=4000)
+    return make_corpus(450, seed=21, padding=8000)
 
 
 def begin(place: Workplace, corpus: Corpus, name: str = "source.jsonl") -> tuple[Path, int]:
@@ -57,8 +57,8 @@ def test_a_source_killed_over_and_then_reordered_ends_with_the_right_content(
     place: Workplace, corpus: Corpus
 ) -> None:
     source = corpus.write(place.folder / "source.jsonl")
-    place.run("run", source, *RUN, fault="kill:after:Ledger.commit:20", code=-signal.SIGKILL)
-    reordered = Corpus([*corpus.lines[400:], *corpus.lines[:400]])
+    place.run("run", source, *RUN, fault="kill:after:Ledger.commit:12", code=-signal.SIGKILL)
+    reordered = Corpus([*corpus.lines[200:], *corpus.lines[:200]])
     reordered.write(source)
     result = place.resume()
     assert CHANGED in result.err
@@ -68,7 +68,7 @@ def test_a_source_killed_over_and_then_reordered_ends_with_the_right_content(
 
 def test_of_a_truncated_source_all_that_is_left_is_stored(place: Workplace, corpus: Corpus) -> None:
     source, done = begin(place, corpus)
-    rest = Corpus(corpus.lines[: done - 50])
+    rest = Corpus(corpus.lines[: done - 20])
     rest.write(source)
     result = place.resume()
     assert CHANGED in result.err

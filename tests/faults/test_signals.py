@@ -26,7 +26,7 @@ PROMPT_SECONDS = 10
 
 @pytest.fixture(scope="module")
 def corpus() -> Corpus:
-    return make_corpus(800, seed=4, padding=4000)
+    return make_corpus(450, seed=4, padding=8000)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

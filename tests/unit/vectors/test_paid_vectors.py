@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ from tests.unit.vectors.support import (
     BLOCK,
     HEADER,
     MODEL,
+    KilledError,
+    dies_after,
     digests,
     flip,
     found,
@@ -415,6 +418,33 @@ def test_a_record_that_was_moved_and_dropped_does_not_come_back(
     again.close()
 
 
+def test_a_move_cut_short_by_a_kill_leaves_one_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SLACK_BYTES", 4 * RECORD)
+    paid = PaidVectors(tmp_path / "job.vectors", MODEL, DIMENSIONS, keep=False)
+    put(paid, TEXTS[:5])
+    with dies_after(4 * HEADER + RECORD), pytest.raises(KilledError):
+        paid.drop(TEXTS[:4])
+    assert paid.path.read_bytes().count(TEXTS[4]) == 2
+    second = PaidVectors(tmp_path / "job.vectors", MODEL, DIMENSIONS, keep=False)
+    assert found(second, TEXTS) == {TEXTS[4]}
+    second.drop(TEXTS[4:5])
+    third = PaidVectors(tmp_path / "job.vectors", MODEL, DIMENSIONS, keep=False)
+    assert found(third, TEXTS) == set()
+    for each in (paid, second, third):
+        each.close()
+
+
+def test_a_move_cut_short_by_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SLACK_BYTES", 4 * RECORD)
+    paid = PaidVectors(tmp_path / "job.vectors", MODEL, DIMENSIONS, keep=False)
+    put(paid, TEXTS[:9])
+    with full_after(7 * HEADER + RECORD + HEADER + 5), pytest.raises(TerminalError):
+        paid.drop(TEXTS[:7])
+    put(paid, TEXTS[20:30])
+    assert found(paid, TEXTS) == {*TEXTS[7:9], *TEXTS[20:30]}
+    paid.close()
+
+
 def test_a_spool_with_nothing_pending_leaves_no_file(tmp_path: Path) -> None:
     paid = PaidVectors(tmp_path / "job.vectors", MODEL, DIMENSIONS, keep=False)
     put(paid, TEXTS)
@@ -499,4 +529,37 @@ def test_a_cache_deleted_during_the_run_is_begun_again(cache: PaidVectors) -> No
     paid.close()
     paid = reopened(cache)
     assert found(paid, digests(["one"])) == set(digests(["one"]))
+    paid.close()
+
+
+def test_a_kill_before_the_index_knows_loses_nothing_even_after_a_cut(cache: PaidVectors) -> None:
+    with cache.path.open("r+b") as file:
+        file.truncate(BLOCK + 10 * RECORD)
+    paid = reopened(cache)
+    assert paid.damaged == 90
+    with mock.patch.object(module, "_cover", side_effect=KilledError), pytest.raises(KilledError):
+        put(paid, TEXTS[50:60])
+    other = reopened(cache)
+    assert found(other, TEXTS) == {*TEXTS[:10], *TEXTS[50:60]}
+    paid.close()
+    other.close()
+
+
+def test_a_cache_writes_only_while_it_has_the_lock(cache: PaidVectors) -> None:
+    paid = reopened(cache)
+    real = os.pwrite
+    refused = 0
+
+    def pwrite(handle: int, data: memoryview, offset: int) -> int:
+        nonlocal refused
+        with cache.path.open("rb") as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        refused += 1
+        return real(handle, data, offset)
+
+    with mock.patch.object(os, "pwrite", pwrite):
+        put(paid, digests(["one"]))
+    assert refused == 1
+    with cache.path.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     paid.close()
