@@ -25,11 +25,13 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.models import OptionInfo, ParameterInfo
 
+from ragingest.books import Books
 from ragingest.checkpoint import ledger
 from ragingest.checkpoint.state import Checkpoint, PartState
 from ragingest.cli.app import app as ragingest_app
 from ragingest.errors import ExitCode
 from ragingest.events import Counters
+from ragingest.models import DEFAULT_MODELS, MODELS, facts_of
 
 __all__ = [
     "COMMAND",
@@ -241,7 +243,12 @@ def checkpoint_fields() -> str:
     """The names of all fields of a checkpoint."""
     rows = "".join(
         f"| {what} | {', '.join(f'`{name}`' for name in struct.__struct_fields__)} |\n"
-        for what, struct in (("checkpoint", Checkpoint), ("part", PartState), ("counters", Counters))
+        for what, struct in (
+            ("checkpoint", Checkpoint),
+            ("part", PartState),
+            ("counters", Counters),
+            ("books", Books),
+        )
     )
     return f"\n| of | fields |\n| --- | --- |\n{rows}\n"
 
@@ -251,6 +258,24 @@ def ledger_schema() -> str:
     return f"\n```sql\n{ledger._SCHEMA.strip()}\n```\n\n"
 
 
+def models() -> str:
+    """The models of which limits and prices are known, as `--embedder openai` reaches them."""
+    rows = []
+    for facts in MODELS:
+        if facts_of("openai", facts.name) != facts:
+            continue
+        default = " (default)" if facts.name == DEFAULT_MODELS["openai"] else ""
+        shorter = ", or fewer" if facts.shortenable else ""
+        request = "not limited" if facts.max_request_tokens is None else f"{facts.max_request_tokens:,}"
+        price = "unknown" if facts.price_per_million is None else f"${facts.price_per_million:.2f}"
+        rows.append(
+            f"| `{facts.name}`{default} | {facts.dimensions}{shorter} | {facts.max_inputs:,} | "
+            f"{facts.max_input_tokens:,} | {request} | {price} | <{facts.source}>, {facts.date} |\n"
+        )
+    head = "| model | dimensions | texts a request | tokens a text | tokens a request | price of a million tokens | read at |"
+    return f"\n{head}\n| --- | --- | --- | --- | --- | --- | --- |\n{''.join(rows)}\n"
+
+
 SECTIONS: dict[str, Callable[[], str]] = {
     "commands": commands,
     "exit-codes": exit_codes,
@@ -258,6 +283,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "layers": layers,
     "checkpoint-fields": checkpoint_fields,
     "ledger-schema": ledger_schema,
+    "models": models,
 }
 
 

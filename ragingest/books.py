@@ -24,7 +24,7 @@ class Books(msgspec.Struct, kw_only=True):
     """Texts whose vector was there already: the same text again, or kept from before."""
     tokens: int = 0
     throttled: int = 0
-    """Answers 429 and 503."""
+    """Answers 429 and 503, but for those 429s that no waiting mends."""
     waited: float = 0.0
     """Seconds that requests waited for a budget or after a failure, summed over all."""
     price_per_million: float | None = None

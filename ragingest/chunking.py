@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -39,7 +40,7 @@ def whole(documents: Sequence[Document]) -> list[list[Chunk]]:
 
 
 class Chunker:
-    """Splits documents of more than `size` tokens of the embedder; used by one thread at a time.
+    """Splits documents of more than `size` tokens of the embedder; may be used by several threads at once.
 
     Consecutive chunks share up to `overlap` tokens. A document that fits is left exactly as it is.
     """
@@ -49,6 +50,7 @@ class Chunker:
         self._size = size
         self._overlap = overlap
         self._made: dict[bool, MarkdownSplitter | TextSplitter] = {}
+        self._making = threading.Lock()
 
     def split(self, documents: Sequence[Document]) -> list[list[Chunk]]:
         """The chunks of each document, in its order; sets `document.chunks`."""
@@ -97,14 +99,15 @@ class Chunker:
         return counted
 
     def _splitter(self, markdown: bool) -> MarkdownSplitter | TextSplitter:
-        if markdown not in self._made:
-            from semantic_text_splitter import MarkdownSplitter, TextSplitter
+        with self._making:  # it takes 0.25 s, for a copy of the tokenizer
+            if markdown not in self._made:
+                from semantic_text_splitter import MarkdownSplitter, TextSplitter
 
-            kind = MarkdownSplitter if markdown else TextSplitter
-            self._made[markdown] = kind.from_huggingface_tokenizer(
-                self._tokenizer.splitter_backend(), self._size, overlap=self._overlap
-            )
-        return self._made[markdown]
+                kind = MarkdownSplitter if markdown else TextSplitter
+                self._made[markdown] = kind.from_huggingface_tokenizer(
+                    self._tokenizer.splitter_backend(), self._size, overlap=self._overlap
+                )
+            return self._made[markdown]
 
 
 class EstimatingChunker:

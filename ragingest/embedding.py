@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ __all__ = ["Embedding", "embed_query", "open_embedding"]
 
 PROBE = "dimensions"
 SEARCH_TIMEOUT = 60.0
+CACHE = "embeddings"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,8 @@ def open_embedding(
 
     Args:
         books: is counted into.
-        vectors: where paid vectors are kept; the name of their files begins with it.
+        vectors: where paid vectors are kept until they are stored; the name of their files begins with it.
+            Those that are kept for other jobs go into the same folder.
 
     Raises:
         UsageError: there is no such embedder, or a package or a key is missing.
@@ -95,6 +98,9 @@ def _local(settings: JobSettings, options: RunOptions) -> Embedding:
     embedder: Embedder = open_embedder(settings.embedder, settings.dimensions)
     limits = embedder.limits
     concurrency = options.concurrency or limits.concurrency
+    if concurrency > 1:
+        # Batches are tokenised side by side; splitting each over all cores as well costs half as much again.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     threads = ThreadPoolExecutor(concurrency, "embed")
     split: Split = whole
     if settings.chunk and embedder.tokenizer is not None:
@@ -148,7 +154,9 @@ def _remote(settings: JobSettings, options: RunOptions, books: Books, vectors: P
     api = open_api(name, model, base_url=settings.base_url, dimensions=asked, timeout=options.timeout)
     estimator = TokenEstimator.for_limits(facts.max_request_tokens, facts.special_tokens)
     count = exact_counter(model)
-    kept = PaidVectors(vectors, f"{name} {model}", dimensions, options.keep_embeddings)
+    # A cache is for all jobs of the folder.
+    path = vectors.with_name(CACHE) if options.keep_embeddings else vectors
+    kept = PaidVectors(path, f"{name} {model}", dimensions, options.keep_embeddings)
     if kept.warning:
         emit(Noticed(kept.warning))
     calls = RemoteCalls(

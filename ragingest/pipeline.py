@@ -38,6 +38,9 @@ T = TypeVar("T")
 SAVE_SHARE = 30
 """Saving checkpoints takes at most one part in this many of the time."""
 
+CHUNKERS = 2
+"""Blocks that are chunked at once: counting tokens is as much work as embedding by the default embedder."""
+
 Split = Callable[[Sequence[Document]], list[list[Chunk]]]
 Embed = Callable[[list[Chunk]], Awaitable[EmbeddedBatch]]
 
@@ -105,7 +108,7 @@ class Pipeline:
         self._work: asyncio.Task[None] | None = None
         self._reader = ThreadPoolExecutor(1, "read")
         self._ledger = ThreadPoolExecutor(1, "ledger")
-        self._workers = ThreadPoolExecutor(parts.store.limits.concurrency + 2, "work")
+        self._workers = ThreadPoolExecutor(parts.store.limits.concurrency + CHUNKERS + 1, "work")
         self._to_chunk: asyncio.Queue[Block | None] = asyncio.Queue(1)
         self._to_pack: asyncio.Queue[list[Chunk] | None] = asyncio.Queue(1)
         self._to_embed: asyncio.Queue[list[Chunk] | None] = asyncio.Queue(1)
@@ -176,7 +179,8 @@ class Pipeline:
         except (TerminalError, TooManyErrorsError) as error:
             # What was read before is good, and is finished first.
             self._error = self._error or error
-        await self._to_chunk.put(None)
+        for _ in range(CHUNKERS):
+            await self._to_chunk.put(None)
 
     def _next_block(self) -> Block | None:
         """Read and decode some records; runs in the reading thread."""
@@ -235,6 +239,12 @@ class Pipeline:
     # -- chunk, pack, embed ------------------------------------------------------------------------
 
     async def _chunking(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(CHUNKERS):
+                group.create_task(self._chunker())
+        await self._to_pack.put(None)
+
+    async def _chunker(self) -> None:
         p = self._p
         while (block := await self._to_chunk.get()) is not None:
             chunks = await self._in(self._workers, p.split, block.documents)
@@ -246,7 +256,6 @@ class Pipeline:
             if several:
                 await self._in(self._ledger, p.journal.intend, several)
             await self._to_pack.put([chunk for some in chunks for chunk in some])
-        await self._to_pack.put(None)
 
     async def _packing(self) -> None:
         p = self._p

@@ -126,7 +126,7 @@ class Tokenizer(Protocol):
     """Counts as the embedder does, so that chunks fit it."""
 
     def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.intp]]:
-        """Token ids of each text, without special tokens. Called in threads, by one at a time."""
+        """Token ids of each text, without special tokens. Called in threads, by several at once."""
         ...
 
     def splitter_backend(self) -> Any:
