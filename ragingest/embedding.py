@@ -12,12 +12,10 @@ from typing import Any
 
 from ragingest.batching import StreamingBatcher
 from ragingest.books import Books
-from ragingest.checkpoint.vectors import PaidVectors
 from ragingest.chunking import Chunker, EstimatingChunker, whole
 from ragingest.documents import Chunk, EmbeddedBatch, Vectors
 from ragingest.embedders import APIS, open_api, open_embedder
 from ragingest.embedders.bm25 import BM25
-from ragingest.embedders.remote import RemoteCalls, RemoteLimits, ask
 from ragingest.errors import RejectedError, TerminalError, TransientError, UsageError
 from ragingest.events import Emit, Noticed
 from ragingest.models import DEFAULT_MODELS, ModelFacts, facts_of
@@ -134,6 +132,10 @@ def _local(settings: JobSettings, options: RunOptions) -> Embedding:
 
 
 def _remote(settings: JobSettings, options: RunOptions, books: Books, vectors: Path, emit: Emit) -> Embedding:
+    # Here, because a run that computes its vectors itself needs neither.
+    from ragingest.checkpoint.vectors import PaidVectors
+    from ragingest.embedders.remote import RemoteCalls, RemoteLimits
+
     name = settings.embedder
     model = settings.model or DEFAULT_MODELS[name]
     facts = facts_of(name, model)
@@ -156,7 +158,9 @@ def _remote(settings: JobSettings, options: RunOptions, books: Books, vectors: P
     count = exact_counter(model)
     # A cache is for all jobs of the folder.
     path = vectors.with_name(CACHE) if options.keep_embeddings else vectors
-    kept = PaidVectors(path, f"{name} {model}", dimensions, options.keep_embeddings)
+    kept = PaidVectors(
+        path, " ".join(filter(None, (name, settings.base_url, model))), dimensions, options.keep_embeddings
+    )
     if kept.warning:
         emit(Noticed(kept.warning))
     calls = RemoteCalls(
@@ -245,6 +249,8 @@ def _ask(
     books: Books,
 ) -> Vectors:
     """One vector, shape (d,), outside of any run."""
+
+    from ragingest.embedders.remote import ask
 
     async def asked() -> Vectors:
         api = open_api(name, model, base_url=base_url, dimensions=dimensions, timeout=timeout)

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
+from ragingest.embedders.bm25 import BM25
 from ragingest.embedding import embed_query
 from ragingest.errors import UsageError
 from ragingest.events import Emit, Summary
-from ragingest.protocols import Hit, SearchMode
+from ragingest.protocols import Hit, Query, SearchMode
 from ragingest.settings import STDIN, JobSettings, RunOptions
 from ragingest.wiring import open_job
 
@@ -91,7 +93,10 @@ def search(
     store = QdrantEdgeStore(Path(store_path).absolute(), collection)
     spec = store.open()
     try:
-        query = embed_query(spec.embedder, spec.model, spec.extra.get("base_url"), spec.dimensions, text)
+        if mode == "sparse":
+            query = Query(np.zeros(spec.dimensions, dtype=np.float32), BM25().encode_query(text))
+        else:
+            query = embed_query(spec.embedder, spec.model, spec.extra.get("base_url"), spec.dimensions, text)
         if mode == "hybrid" and not spec.sparse:
             mode = "dense"
         return store.search(query, limit, mode, filters)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -479,7 +479,9 @@ def _check_vectors(batch: EmbeddedBatch, dimensions: int) -> None:
         raise RejectedError("not_finite", "the embedder returned a vector with NaN or infinity in it")
 
 
-async def _arrivals(queue: asyncio.Queue[T | None], linger: float, hurry: asyncio.Event) -> AsyncIterator[T | None]:
+async def _arrivals(
+    queue: asyncio.Queue[T | None], linger: float, hurry: asyncio.Event
+) -> AsyncGenerator[T | None, None]:
     """Items of the queue up to its end mark, and None whenever what is open should be sent as it is.
 
     That is: when none has come for `linger` seconds, when none is there and `hurry` is set, and at the end.

@@ -111,7 +111,7 @@ BaseUrl = Annotated[
     str | None,
     typer.Option(
         envvar="RAGINGEST_BASE_URL",
-        help="Of an API that speaks OpenAI's: vLLM, TEI, Infinity, Ollama, Azure. The key comes from OPENAI_API_KEY.",
+        help="Of an API that speaks OpenAI's: vLLM, TEI, Infinity, Ollama. The key comes from OPENAI_API_KEY.",
         rich_help_panel=EMBEDDING,
     ),
 ]

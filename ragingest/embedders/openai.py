@@ -1,4 +1,4 @@
-"""OpenAI's embeddings API, and every server that speaks it (vLLM, TEI, Infinity, Ollama, Azure).
+"""OpenAI's embeddings API, and every server that speaks it (vLLM, TEI, Infinity, Ollama).
 
 One POST is one `request`; retries, pacing and halving are wrapped around it (embedders/remote.py).
 It goes by aiohttp and msgspec instead of the openai package because that spends 117 us of CPU a

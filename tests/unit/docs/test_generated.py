@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import typer
 
 from ragingest.cli.app import app
 from ragingest.errors import ExitCode
+from ragingest.models import DEFAULT_MODELS, MODELS
 from tests.unit.docs.reading import ROOT, load_generator
 
 generate = load_generator()
@@ -68,6 +70,12 @@ def test_every_command_and_option_of_the_command_line_is_on_the_page() -> None:
 
 def test_help_that_names_its_default_is_not_given_another(capsys: pytest.CaptureFixture[str]) -> None:
     assert not [line for line in generate.commands().splitlines() if line.count("[default:") > 1]
+
+
+def test_the_table_of_models_has_those_that_the_openai_embedder_reaches_and_no_others() -> None:
+    named = set(re.findall(r"^\| `([^`]+)`", generate.models(), re.MULTILINE))
+    assert named == {facts.name for facts in MODELS if facts.provider != "cohere"}
+    assert f"`{DEFAULT_MODELS['openai']}` (default)" in generate.models()
 
 
 def test_wrong_arguments_are_told(capsys: pytest.CaptureFixture[str]) -> None:
