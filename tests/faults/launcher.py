@@ -48,22 +48,23 @@ def build_in(fault: str) -> None:
     original = getattr(owner, name)
     calls = 0
 
-    def strike() -> None:
-        if action == "kill" and calls == int(count):
+    def strike(number: int) -> None:
+        if action == "kill" and number == int(count):
             os.kill(os.getpid(), signal.SIGKILL)
-        if action == "full" and calls >= int(count):
+        if action == "full" and number >= int(count):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if action == "gate" and calls >= int(count):
+        if action == "gate" and number >= int(count):
             pathlib.Path("gate").read_bytes()
 
     def faulty(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
-        calls += 1
+        # Two calls may be under way at once: each has a number of its own.
+        number = calls = calls + 1
         if when == "before":
-            strike()
+            strike(number)
         result = original(*args, **kwargs)
         if when == "after":
-            strike()
+            strike(number)
         return result
 
     setattr(owner, name, faulty)

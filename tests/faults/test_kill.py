@@ -68,7 +68,7 @@ SMALL = make_corpus(250, seed=7)
 SEAMS = [
     "kill:after:CheckpointManager.save:1",
     "kill:after:Journal.intend:1",
-    "kill:after:Store.upsert:4",
+    "kill:after:Store.upsert:9",
     "kill:before:Ledger.commit:6",
     "kill:after:Ledger.commit:6",
     "kill:before:Store.flush:1",
