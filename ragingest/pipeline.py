@@ -104,6 +104,7 @@ class Pipeline:
         self._bytes_read = 0
         self._error: RagingestError | None = None
         self._gave_up = False
+        self._store_failed = False
         self._dirty = False
         self._work: asyncio.Task[None] | None = None
         self._reader = ThreadPoolExecutor(1, "read")
@@ -291,11 +292,15 @@ class Pipeline:
         try:
             return await self._embed(chunks)
         except TerminalError as error:
-            self._error = self._error or error
-            self._gave_up = True
-            self.stop()
-            self._landed.set()
+            self._give_up(error)
             return []
+
+    def _give_up(self, error: TerminalError) -> None:
+        """Read and embed no more; requests under way come to their end, because they are paid for."""
+        self._error = self._error or error
+        self._gave_up = True
+        self.stop()
+        self._landed.set()
 
     async def _embed(self, chunks: list[Chunk]) -> list[EmbeddedBatch]:
         """Embed; a batch that is refused is halved until the guilty chunk stands alone."""
@@ -331,7 +336,13 @@ class Pipeline:
 
     async def _upserter(self) -> None:
         while (batch := await self._to_upsert.get()) is not None:
-            await self._upsert(batch)
+            if self._store_failed:
+                continue
+            try:
+                await self._upsert(batch)
+            except TerminalError as error:
+                self._store_failed = True
+                self._give_up(error)
 
     async def _upsert(self, batch: EmbeddedBatch) -> None:
         """Store and confirm; a batch that is refused is halved until the guilty point stands alone."""

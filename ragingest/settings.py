@@ -229,9 +229,10 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
         ):
             if value is not None and value < 1:
                 raise UsageError(f"{flag} {value} is too small", "give at least 1")
+        for flag, budget in (("--rpm", self.rpm), ("--tpm", self.tpm)):
+            if budget is not None and not budget >= 1:
+                raise UsageError(f"{flag} {budget:g} is too small", "give at least 1 a minute")
         for flag, number in (
-            ("--rpm", self.rpm),
-            ("--tpm", self.tpm),
             ("--timeout", self.timeout),
             ("--give-up-after", self.give_up_after),
             ("--max-cost", self.max_cost),

@@ -142,12 +142,14 @@ class Place:
 
     def on_disk(self, texts: Iterable[str]) -> set[str]:
         """Those of which a paid vector lies beside the checkpoint; no process works on the job."""
-        if not PaidVectors.files(self.vectors):
+        files = PaidVectors.files(self.vectors)
+        if not files:
             return set()
         # As the contract of `PaidVectors` has it: 16 bytes of BLAKE2b of the text.
         digests = {document_digest(text, {})[:16]: text for text in texts}
-        kept = PaidVectors(self.vectors, f"openai {MODEL}", DIMENSIONS, False)
+        kept = PaidVectors(self.vectors, f"openai {self.server.base_url} {MODEL}", DIMENSIONS, False)
         try:
+            assert files == [kept.path]
             return {digests[digest] for digest in kept.get(list(digests))}
         finally:
             kept.close()

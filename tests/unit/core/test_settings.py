@@ -314,3 +314,11 @@ def test_the_defaults_can_work() -> None:
 def test_run_options_that_cannot_work_are_refused_by_their_flag(wrong: dict[str, Any], flag: str) -> None:
     with pytest.raises(UsageError, match=flag):
         RunOptions(**wrong).check()
+
+
+@pytest.mark.parametrize(
+    "given", [{"rpm": 0.5}, {"tpm": 0.5}, {"rpm": -1.0}, {"max_concurrency": 0}, {"max_cost": 0.0}]
+)
+def test_budgets_that_nothing_fits_into_are_refused(given: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match="--"):
+        RunOptions(**given).check()  # type: ignore[arg-type]  # one of several fields
