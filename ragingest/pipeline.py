@@ -27,6 +27,7 @@ from ragingest.decoding import Decoder
 from ragingest.documents import Block, Chunk, Document, EmbeddedBatch, Fault, Reject
 from ragingest.errors import RagingestError, RejectedError, TerminalError, TooManyErrorsError, TransientError
 from ragingest.events import CheckpointSaved, Emit, Noticed, Progressed
+from ragingest.outcomes import count_outcome, leftover_points, sort_out
 from ragingest.protocols import RecordBlock, Source, Store
 from ragingest.resources import ResourceManager
 from ragingest.settings import ErrorBudget
@@ -227,7 +228,7 @@ class Pipeline:
                 return
         self._hurry.clear()
         known = await self._in(self._ledger, p.journal.lookup, list(latest.values())) if latest else {}
-        block.documents, unchanged = _sort_out(block, latest.values(), known, p.journal.run)
+        block.documents, unchanged = sort_out(block, latest.values(), known, p.journal.run)
         if unchanged:
             await self._in(self._ledger, p.journal.seen, unchanged)
         block.pending = len(block.documents)
@@ -379,14 +380,14 @@ class Pipeline:
                 (stored if document.fault is None else refused).append(document)
         # A refused document of one chunk has left nothing behind, and an older version of it stays.
         removed = [document for document in refused if document.chunks > 1]
-        if leftover := _leftover(stored, removed):
+        if leftover := leftover_points(stored, removed):
             await self._in(self._workers, p.store.delete, leftover)
             p.journal.counters.deleted += len(leftover)
         if stored or removed:
             await self._in(self._ledger, p.journal.commit, stored, removed)
         for document in (*stored, *refused):
             block = document.block
-            _count(block, document)
+            count_outcome(block, document)
             self._in_flight.discard(document.id)
             block.pending -= 1
             if block.pending == 0:
@@ -420,64 +421,6 @@ class Pipeline:
         checkpoint = await self._in(self._ledger, journal.save, journal.snapshot(status, message), self._flush)
         self._p.emit(CheckpointSaved(time.monotonic() - began))
         return checkpoint
-
-
-def _sort_out(
-    block: Block, documents: Iterable[Document], known: dict[str, Any], run: int
-) -> tuple[list[Document], list[Document]]:
-    """(new or changed, unchanged) of `documents`; the others are counted in the block.
-
-    A row that this run wrote for a later position belongs to a newer version of the same id; one for
-    this very position means that a crash came between the ledger and the checkpoint.
-    """
-    new: list[Document] = []
-    unchanged: list[Document] = []
-    for document in documents:
-        before = document.previous = known.get(document.id)
-        if before is None:
-            new.append(document)
-            continue
-        here = (block.part, document.record.ordinal)
-        there = (before.part, before.ordinal)
-        same = before.digest == document.digest
-        if before.seen == run and here != there:
-            if same or there > here:
-                block.duplicate += 1
-            else:
-                document.duplicate = True
-                new.append(document)
-        elif not same:
-            new.append(document)
-        elif before.run == run:
-            block.stored += 1
-            block.chunks += before.chunks
-        else:
-            block.unchanged += 1
-            unchanged.append(document)
-    return new, unchanged
-
-
-def _leftover(stored: Iterable[Document], removed: Iterable[Document]) -> list[tuple[str, int]]:
-    """Points that are in the store and no longer belong there."""
-    points = []
-    for document in stored:
-        if document.previous is not None:
-            points += [(document.id, number) for number in range(document.chunks, document.previous.chunks)]
-    for document in removed:
-        before = document.previous.chunks if document.previous is not None else 0
-        points += [(document.id, number) for number in range(max(document.chunks, before))]
-    return points
-
-
-def _count(block: Block, document: Document) -> None:
-    if document.fault is not None:
-        block.rejects.append(Reject(document.fault[0], document.record, document.fault[1], document.id))
-        return
-    block.chunks += document.chunks
-    if document.duplicate:
-        block.duplicate += 1
-    else:
-        block.stored += 1
 
 
 def _check_vectors(batch: EmbeddedBatch, dimensions: int) -> None:

@@ -93,7 +93,7 @@ def _load() -> Any:
         raise UsageError(
             "the default embedder needs the package wordllama, which is not installed (it has no wheel "
             "for Python 3.14 or Linux on aarch64)",
-            "pip install wordllama, or choose another with --embedder (see ragingest run --help)",
+            "pip install wordllama, or embed through an API with --embedder openai",
         ) from None
     finally:
         # wordllama calls logging.basicConfig(INFO) when it is imported.
