@@ -237,6 +237,8 @@ def show_summary(summary: Summary, *, as_json: bool, checkpoint_dir: Path) -> No
         err.print(f"ragingest: {summary.message}")
         if summary.hint:
             err.print(f"  {summary.hint}")
+    if summary.status == "completed" and not summary.counters.read:
+        err.print(f"ragingest: {summary.source} holds no record; check the path, --format and --json-path")
     if summary.status in ("interrupted", "failed"):
         folder = "" if checkpoint_dir == Path("checkpoints") else f" --checkpoint-dir {checkpoint_dir}"
         err.print(f"  go on with: ragingest resume {summary.job}{folder}")

@@ -214,6 +214,8 @@ def test_an_empty_source_is_a_complete_run_of_no_records(ragingest: Command, nam
     path = ragingest.folder / name
     path.touch()
     assert ragingest.json("run", path, *NO_WORK).counters["read"] == 0
+    again = ragingest("run", name, *NO_WORK, "--quiet")
+    assert "holds no record; check the path" in again.err
 
 
 @pytest.mark.shared
