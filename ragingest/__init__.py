@@ -25,7 +25,7 @@ from ragingest.library import ingest, search
 from ragingest.processor import BatchProcessor
 from ragingest.protocols import Hit
 from ragingest.resources import ResourceManager
-from ragingest.settings import ErrorBudget, JobSettings, MemoryLimit, RunOptions
+from ragingest.settings import ErrorBudget, JobSettings, MemoryLimit, RunOptions, StoreSettings
 from ragingest.version import __version__
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "ResourceManager",
     "RunOptions",
     "SettingsChangedError",
+    "StoreSettings",
     "StreamingBatcher",
     "Summary",
     "TerminalError",

@@ -9,7 +9,14 @@ import numpy as np
 
 from ragingest.documents import EmbeddedBatch
 
-__all__ = ["PointPacker", "StreamingBatcher", "calculate_batch_size", "slice_batch"]
+__all__ = [
+    "PointPacker",
+    "StreamingBatcher",
+    "calculate_batch_size",
+    "pick_rows",
+    "point_sizes",
+    "slice_batch",
+]
 
 T = TypeVar("T")
 
@@ -114,26 +121,26 @@ class PointPacker:
 
     Args:
         max_points: points in an upsert, at least 1.
-        max_bytes: sum of the points' sizes in an upsert; None for no bound.
-        sizes: encoded bytes of each point of a batch.
+        max_bytes: sum of the points' sizes in an upsert (`point_sizes`); None for no bound.
     """
 
-    def __init__(
-        self, max_points: int, max_bytes: int | None, sizes: Callable[[EmbeddedBatch], Sequence[int]]
-    ) -> None:
+    def __init__(self, max_points: int, max_bytes: int | None) -> None:
         self._max_points = max_points
         self._max_bytes = max_bytes
-        self._sizes = sizes
         self._open: list[EmbeddedBatch] = []
         self._points = 0
         self._bytes = 0
+
+    def shrink(self, max_bytes: int) -> None:
+        """The store takes less than was thought."""
+        self._max_bytes = max_bytes if self._max_bytes is None else min(self._max_bytes, max_bytes)
 
     def add(self, batch: EmbeddedBatch) -> list[EmbeddedBatch]:
         """Take a batch; return the upserts that it completes."""
         count = len(batch.chunks)
         if self._max_bytes is None and not self._open and count == self._max_points:
             return [batch]
-        sizes = self._sizes(batch) if self._max_bytes is not None else None
+        sizes = point_sizes(batch) if self._max_bytes is not None else None
         full: list[EmbeddedBatch] = []
         start = 0
         for row in range(count):
@@ -164,7 +171,18 @@ class PointPacker:
         sparse = None
         if parts[0].sparse is not None:
             sparse = [vector for part in parts for vector in part.sparse or ()]
-        return [EmbeddedBatch(chunks, np.concatenate([part.dense for part in parts]), sparse)]
+        wire = None
+        if parts[0].wire is not None:
+            wire = [point for part in parts for point in part.wire or ()]
+        return [EmbeddedBatch(chunks, np.concatenate([part.dense for part in parts]), sparse, wire)]
+
+
+def point_sizes(batch: EmbeddedBatch) -> list[int]:
+    """Bytes of each point: as it will be sent, or of its vector as float32 and its text."""
+    if batch.wire is not None:
+        return list(map(len, batch.wire))
+    vector = batch.dense.shape[1] * 4
+    return [vector + chunk.size for chunk in batch.chunks]
 
 
 def slice_batch(batch: EmbeddedBatch, start: int, end: int) -> EmbeddedBatch:
@@ -172,4 +190,15 @@ def slice_batch(batch: EmbeddedBatch, start: int, end: int) -> EmbeddedBatch:
     if start == 0 and end == len(batch.chunks):
         return batch
     sparse = None if batch.sparse is None else batch.sparse[start:end]
-    return EmbeddedBatch(batch.chunks[start:end], batch.dense[start:end], sparse)
+    wire = None if batch.wire is None else batch.wire[start:end]
+    return EmbeddedBatch(batch.chunks[start:end], batch.dense[start:end], sparse, wire)
+
+
+def pick_rows(batch: EmbeddedBatch, rows: Sequence[int]) -> EmbeddedBatch:
+    """Those rows of a batch, in that order."""
+    return EmbeddedBatch(
+        [batch.chunks[row] for row in rows],
+        batch.dense[np.asarray(rows, dtype=np.intp)],
+        None if batch.sparse is None else [batch.sparse[row] for row in rows],
+        None if batch.wire is None else [batch.wire[row] for row in rows],
+    )

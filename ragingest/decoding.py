@@ -13,8 +13,9 @@ import msgspec
 
 from ragingest.documents import Document, Fault, Record, document_digest
 from ragingest.errors import RejectedError
+from ragingest.settings import JobSettings
 
-__all__ = ["MAX_ID_BYTES", "MAX_NESTING", "Decoder", "FieldMapping", "diagnose"]
+__all__ = ["MAX_ID_BYTES", "MAX_NESTING", "Decoder", "FieldMapping", "diagnose", "flattened"]
 
 MAX_ID_BYTES = 512
 """Pinecone's limit, the lowest of the stores'; a job can then change stores."""
@@ -34,12 +35,25 @@ class FieldMapping:
 
     Several text fields are joined by an empty line; those that are missing are left out. With
     `metadata` None, every key that is neither id nor text is metadata, and an object under
-    `metadata` is unfolded into it.
+    `metadata` is unfolded into it. Of that, `keep` names the keys that are kept (None: all), and
+    `flatten` makes it one level deep for stores that take no more: see `flattened`.
     """
 
     id: str = "id"
     text: Sequence[str] = ("text",)
     metadata: str | None = None
+    keep: Sequence[str] | None = None
+    flatten: bool = False
+
+    @classmethod
+    def of(cls, settings: JobSettings) -> FieldMapping:
+        return cls(
+            settings.id_field,
+            settings.text_fields,
+            settings.metadata_field,
+            settings.metadata_keys,
+            settings.flatten_metadata,
+        )
 
 
 class Decoder:
@@ -153,7 +167,32 @@ class Decoder:
             fields = {}
         if record.raw.count(b"{") + record.raw.count(b"[") > MAX_NESTING and _depth(fields) > MAX_NESTING:
             raise RejectedError("nested_too_deeply", f"metadata is nested more than {MAX_NESTING} levels deep")
-        return fields
+        if self.mapping.keep is not None:
+            fields = {key: fields[key] for key in self.mapping.keep if key in fields}
+        return flattened(fields) if self.mapping.flatten else fields
+
+
+def flattened(fields: dict[str, Any]) -> dict[str, Any]:
+    """Metadata one level deep, for stores that keep strings, numbers, booleans and lists of strings.
+
+    A nested object becomes keys joined by dots; null and empty objects go; a list that does not hold
+    strings only becomes one of strings, each element as JSON. Where two keys become one, the outer wins.
+    """
+    flat: dict[str, Any] = {}
+    todo = [("", fields)]
+    while todo:
+        prefix, level = todo.pop(0)
+        for key, value in level.items():
+            name = prefix + key
+            if type(value) is dict:
+                todo.append((name + ".", value))
+            elif value is not None:
+                flat.setdefault(name, _strings(value) if type(value) is list else value)
+    return flat
+
+
+def _strings(values: list[Any]) -> list[str]:
+    return [value if type(value) is str else msgspec.json.encode(value).decode() for value in values]
 
 
 def _parse(record: Record) -> dict[str, Any]:

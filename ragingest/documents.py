@@ -119,11 +119,15 @@ class Chunk:
 
 @dataclass(slots=True, eq=False)
 class EmbeddedBatch:
-    """Chunks with their vectors: dense of shape (len(chunks), d), sparse (if any) as many."""
+    """Chunks with their vectors: dense of shape (len(chunks), d), sparse (if any) as many.
+
+    `wire` holds each point as its store will send it, once the store has encoded them.
+    """
 
     chunks: list[Chunk]
     dense: Vectors
     sparse: SparseVectors | None = None
+    wire: list[bytes] | None = None
 
 
 @dataclass(slots=True, eq=False)

@@ -53,11 +53,12 @@ class Embedding:
 
 
 def open_embedding(
-    settings: JobSettings, options: RunOptions, books: Books, vectors: Path, emit: Emit
+    settings: JobSettings, options: RunOptions, books: Books, vectors: Path, emit: Emit, *, sparse: bool = True
 ) -> Embedding:
     """The embedder of a job, ready to be used.
 
     Args:
+        sparse: make sparse vectors too, because the store keeps them.
         books: is counted into.
         vectors: where paid vectors are kept until they are stored; the name of their files begins with it.
             Those that are kept for other jobs go into the same folder.
@@ -67,8 +68,8 @@ def open_embedding(
         TerminalError: an API does not answer when it is asked for its dimensions.
     """
     if settings.embedder in APIS:
-        return _remote(settings, options, books, vectors, emit)
-    return _local(settings, options)
+        return _remote(settings, options, books, vectors, emit, sparse=sparse)
+    return _local(settings, options, sparse=sparse)
 
 
 def embed_query(name: str, model: str, base_url: str | None, dimensions: int, text: str) -> Query:
@@ -92,8 +93,8 @@ def embed_query(name: str, model: str, base_url: str | None, dimensions: int, te
     return Query(vector, BM25().encode_query(text))
 
 
-def _local(settings: JobSettings, options: RunOptions) -> Embedding:
-    embedder: Embedder = open_embedder(settings.embedder, settings.dimensions)
+def _local(settings: JobSettings, options: RunOptions, *, sparse: bool) -> Embedding:
+    embedder: Embedder = open_embedder(settings.embedder, settings.dimensions, sparse=sparse)
     limits = embedder.limits
     concurrency = options.concurrency or limits.concurrency
     if concurrency > 1:
@@ -131,7 +132,9 @@ def _local(settings: JobSettings, options: RunOptions) -> Embedding:
     )
 
 
-def _remote(settings: JobSettings, options: RunOptions, books: Books, vectors: Path, emit: Emit) -> Embedding:
+def _remote(
+    settings: JobSettings, options: RunOptions, books: Books, vectors: Path, emit: Emit, *, sparse: bool
+) -> Embedding:
     # Here, because a run that computes its vectors itself needs neither.
     from ragingest.checkpoint.vectors import PaidVectors
     from ragingest.embedders.remote import RemoteCalls, RemoteLimits
@@ -178,7 +181,7 @@ def _remote(settings: JobSettings, options: RunOptions, books: Books, vectors: P
         estimator,
         max_request_tokens=facts.max_request_tokens,
         kept=kept,
-        sparse=BM25().encode,
+        sparse=BM25().encode if sparse else None,
         on_change=lambda opened: emit(
             Noticed(f"{api.name} {'fails: waiting for it' if opened else 'answers again'}")
         ),
@@ -200,7 +203,7 @@ def _remote(settings: JobSettings, options: RunOptions, books: Books, vectors: P
         name=name,
         model=model,
         dimensions=dimensions,
-        sparse=True,
+        sparse=sparse,
         concurrency=options.max_concurrency,
         # Those that wait for another try hold no slot, but their batch.
         room=lambda: calls.concurrency.limit + calls.concurrency.limit // 2 + 1,

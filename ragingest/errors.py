@@ -18,6 +18,7 @@ from __future__ import annotations
 from enum import IntEnum
 
 __all__ = [
+    "TOO_LARGE",
     "ExitCode",
     "JobLockedError",
     "RagingestError",
@@ -121,6 +122,10 @@ class TransientError(Exception):
         self.retry_after = retry_after
         self.throttled = throttled
         self.news = news
+
+
+TOO_LARGE = "too_large"
+"""The kind of a `RejectedError` where a server takes less in one request than it was sent."""
 
 
 class RejectedError(Exception):

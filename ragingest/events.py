@@ -14,6 +14,7 @@ __all__ = [
     "Counters",
     "Emit",
     "Event",
+    "Finishing",
     "Noticed",
     "Paused",
     "Progressed",
@@ -41,6 +42,8 @@ class Counters(msgspec.Struct, kw_only=True):
     """Texts sent to the embedder, those of an interrupted batch included."""
     embed_calls: int = 0
     upserts: int = 0
+    """Writes sent to the store, those that failed and were sent again included."""
+    upserts_failed: int = 0
     deleted: int = 0
     """Points removed because their document has become shorter."""
 
@@ -140,9 +143,16 @@ class Noticed:
 
 
 @dataclass(frozen=True, slots=True)
+class Finishing:
+    """The store builds its indexes: the share that is done."""
+
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
 class RunFinished:
     summary: Summary
 
 
-Event = RunStarted | Progressed | Paused | Resumed | CheckpointSaved | Noticed | RunFinished
+Event = RunStarted | Progressed | Paused | Resumed | CheckpointSaved | Noticed | Finishing | RunFinished
 Emit = Callable[[Event], None]

@@ -13,8 +13,11 @@ from ragingest.embedders.bm25 import BM25
 from ragingest.embedding import embed_query
 from ragingest.errors import UsageError
 from ragingest.events import Emit, Summary
+from ragingest.models import DEFAULT_MODELS
 from ragingest.protocols import Hit, Query, SearchMode
-from ragingest.settings import STDIN, JobSettings, RunOptions
+from ragingest.retries import patiently
+from ragingest.settings import STDIN, JobSettings, RunOptions, StoreSettings
+from ragingest.stores import open_store
 from ragingest.wiring import open_job
 
 __all__ = ["absolute", "ingest", "search"]
@@ -69,36 +72,48 @@ def absolute(settings: JobSettings) -> JobSettings:
 def search(
     text: str,
     *,
-    collection: str = "documents",
-    store_path: str | Path = "ragingest_data",
+    store: StoreSettings | None = None,
+    embedder: str | None = None,
+    model: str | None = None,
+    base_url: str | None = None,
     limit: int = 5,
     mode: SearchMode = "hybrid",
     filters: Mapping[str, str] | None = None,
 ) -> list[Hit]:
-    """The best chunks of an embedded collection, best first; embedded as the collection was.
+    """The best chunks of a collection, best first; embedded as the collection was.
 
     Args:
+        store: which collection; the embedded one named `documents` if it is None.
+        embedder, model, base_url: what embeds the text, where the collection does not say who made it.
         mode: `hybrid` fuses dense and BM25 scores (DBSF); a collection without BM25 is searched dense.
         filters: metadata key (`a.b` for nested ones) to the value it must have, as text.
 
     Raises:
         RagingestError: there is no such collection, it is open elsewhere, or cannot search in this mode.
     """
-    from ragingest.stores.qdrant_edge import QdrantEdgeStore
-
     if not text.strip():
         raise UsageError("there is nothing to search for", "give some words")
     if limit < 1:
         raise UsageError(f"--limit {limit} is too small", "give at least 1")
-    store = QdrantEdgeStore(Path(store_path).absolute(), collection)
-    spec = store.open()
+    settings = store or StoreSettings()
+    settings.check()
+    opened = open_store(msgspec.structs.replace(settings, store_path=str(Path(settings.store_path).absolute())))
     try:
+        if not opened.abilities.search:
+            raise UsageError(f"the store {opened.name} cannot search", "search the collection it was loaded into")
+        spec = patiently(opened.open)
         if mode == "sparse":
             query = Query(np.zeros(spec.dimensions, dtype=np.float32), BM25().encode_query(text))
         else:
-            query = embed_query(spec.embedder, spec.model, spec.extra.get("base_url"), spec.dimensions, text)
+            name, its_model = embedder or spec.embedder, model or spec.model
+            if not name:
+                raise UsageError(
+                    f"the collection {settings.collection} does not say what made it", "give --embedder and --model"
+                )
+            url = base_url or spec.extra.get("base_url")
+            query = embed_query(name, its_model or DEFAULT_MODELS.get(name, ""), url, spec.dimensions, text)
         if mode == "hybrid" and not spec.sparse:
             mode = "dense"
-        return store.search(query, limit, mode, filters)
+        return patiently(opened.search, query, limit, mode, filters)
     finally:
-        store.close()
+        opened.close()

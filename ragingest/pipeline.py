@@ -20,13 +20,20 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from ragingest.batching import PointPacker, slice_batch
+from ragingest.batching import PointPacker, pick_rows, point_sizes, slice_batch
 from ragingest.checkpoint.journal import Journal
 from ragingest.checkpoint.state import Checkpoint, Status
 from ragingest.decoding import Decoder
 from ragingest.documents import Block, Chunk, Document, EmbeddedBatch, Fault, Reject
-from ragingest.errors import RagingestError, RejectedError, TerminalError, TooManyErrorsError, TransientError
-from ragingest.events import CheckpointSaved, Emit, Noticed, Progressed
+from ragingest.errors import (
+    TOO_LARGE,
+    RagingestError,
+    RejectedError,
+    TerminalError,
+    TooManyErrorsError,
+    TransientError,
+)
+from ragingest.events import CheckpointSaved, Emit, Finishing, Noticed, Progressed
 from ragingest.outcomes import count_outcome, leftover_points, sort_out
 from ragingest.protocols import RecordBlock, Source, Store
 from ragingest.resources import ResourceManager
@@ -56,6 +63,23 @@ class Packer(Protocol):
     def flush(self) -> list[Chunk]: ...
 
 
+class Writes(Protocol):
+    """Writes to a store, with everything that is done about failures around them."""
+
+    concurrency: int
+    """Upserts at once, at most."""
+
+    async def encode(self, batch: EmbeddedBatch) -> list[tuple[int, Fault]]:
+        """Make `batch.wire`; the rows that can never be kept, and why."""
+        ...
+
+    async def upsert(self, batch: EmbeddedBatch) -> None: ...
+
+    async def delete(self, points: Sequence[tuple[str, int]]) -> None: ...
+
+    def close(self) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class PipelineParts:
     """What a pipeline is put together from; see wiring."""
@@ -71,6 +95,7 @@ class PipelineParts:
     sync: Callable[[], None]
     """Makes what the embedder keeps survive a loss of power."""
     store: Store
+    writes: Writes
     journal: Journal
     resources: ResourceManager
     budget: ErrorBudget
@@ -110,7 +135,8 @@ class Pipeline:
         self._work: asyncio.Task[None] | None = None
         self._reader = ThreadPoolExecutor(1, "read")
         self._ledger = ThreadPoolExecutor(1, "ledger")
-        self._workers = ThreadPoolExecutor(parts.store.limits.concurrency + CHUNKERS + 1, "work")
+        self._workers = ThreadPoolExecutor(CHUNKERS, "chunk")
+        self._repacker = PointPacker(parts.upsert_size, parts.upsert_bytes)
         self._to_chunk: asyncio.Queue[Block | None] = asyncio.Queue(1)
         self._to_pack: asyncio.Queue[list[Chunk] | None] = asyncio.Queue(1)
         self._to_embed: asyncio.Queue[list[Chunk] | None] = asyncio.Queue(1)
@@ -137,11 +163,12 @@ class Pipeline:
         self._p.source.stop()
         # Off the loop: a third signal must get through while a call hangs.
         await asyncio.to_thread(self._workers.shutdown, cancel_futures=True)
+        await asyncio.to_thread(self._p.writes.close)
         error = _explain(failures) if failures else self._error
         status: Status = "failed" if error else "interrupted" if self._stopping.is_set() else "completed"
         try:
             if status == "completed":
-                await self._in(self._ledger, self._p.store.finish)
+                await self._in(self._ledger, self._p.store.finish, self._reporter())
             checkpoint = await self._save(status, error.message if error else "")
         except RagingestError as second:
             error = error or second
@@ -150,6 +177,15 @@ class Pipeline:
             self._reader.shutdown(cancel_futures=True)
             self._ledger.shutdown()
         return Outcome(checkpoint, error)
+
+    def _reporter(self) -> Callable[[float], None]:
+        """Takes the share of the indexing that is done, in any thread."""
+        loop = asyncio.get_running_loop()
+
+        def report(share: float) -> None:
+            loop.call_soon_threadsafe(self._p.emit, Finishing(share))
+
+        return report
 
     async def _stages(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -323,16 +359,26 @@ class Pipeline:
 
     async def _repacking(self) -> None:
         p = self._p
-        packer = PointPacker(p.upsert_size, p.upsert_bytes, p.store.sizes)
+        packer = self._repacker
         async for batch in _arrivals(self._to_repack, p.linger, self._hurry):
-            for full in packer.flush() if batch is None else packer.add(batch):
+            kept = None if batch is None else await self._encoded(batch)
+            for full in packer.flush() if kept is None else packer.add(kept):
                 await self._to_upsert.put(full)
-        for _ in range(p.store.limits.concurrency):
+        for _ in range(p.writes.concurrency):
             await self._to_upsert.put(None)
+
+    async def _encoded(self, batch: EmbeddedBatch) -> EmbeddedBatch:
+        """The batch as it will be sent, without the points that the store can never keep."""
+        faults = dict(await self._p.writes.encode(batch))
+        if not faults:
+            return batch
+        for row, fault in faults.items():
+            await self._refuse(batch.chunks[row], "upsert", RejectedError(*fault))
+        return pick_rows(batch, [row for row in range(len(batch.chunks)) if row not in faults])
 
     async def _upserting(self) -> None:
         async with asyncio.TaskGroup() as group:
-            for _ in range(self._p.store.limits.concurrency):
+            for _ in range(self._p.writes.concurrency):
                 group.create_task(self._upserter())
 
     async def _upserter(self) -> None:
@@ -348,11 +394,12 @@ class Pipeline:
     async def _upsert(self, batch: EmbeddedBatch) -> None:
         """Store and confirm; a batch that is refused is halved until the guilty point stands alone."""
         p = self._p
-        p.journal.counters.upserts += 1
         try:
-            await self._in(self._workers, p.store.upsert, batch)
+            await p.writes.upsert(batch)
         except RejectedError as error:
             count = len(batch.chunks)
+            if error.kind == TOO_LARGE and count > 1:
+                self._repacker.shrink(sum(point_sizes(batch)) // 2)
             if count == 1:
                 await self._refuse(batch.chunks[0], "upsert", error)
             else:
@@ -381,7 +428,7 @@ class Pipeline:
         # A refused document of one chunk has left nothing behind, and an older version of it stays.
         removed = [document for document in refused if document.chunks > 1]
         if leftover := leftover_points(stored, removed):
-            await self._in(self._workers, p.store.delete, leftover)
+            await p.writes.delete(leftover)
             p.journal.counters.deleted += len(leftover)
         if stored or removed:
             await self._in(self._ledger, p.journal.commit, stored, removed)

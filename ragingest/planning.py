@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
@@ -247,7 +246,7 @@ def _store_limits(settings: JobSettings) -> StoreLimits:
         from ragingest.stores.edge_process import EdgeProcess
 
         return EdgeProcess.limits  # an object of it would start a process
-    store = open_store(settings.store, Path(settings.store_path), settings.collection)
+    store = open_store(settings)
     try:
         return store.limits
     finally:
@@ -339,7 +338,7 @@ class _Tally:
     """Adds up what records would make."""
 
     def __init__(self, settings: JobSettings, embedding: _Embedding) -> None:
-        self._decoder = Decoder(FieldMapping(settings.id_field, settings.text_fields, settings.metadata_field))
+        self._decoder = Decoder(FieldMapping.of(settings))
         self._embedding = embedding
         self._estimator = TokenEstimator(embedding.special_tokens)
         filled = 1.0 if embedding.count is not None else PACKED

@@ -6,7 +6,7 @@ errors into `TransientError`, `TerminalError` and `RejectedError`; nothing else 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -14,9 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ragingest.checkpoint.ranges import RangeSet
-from ragingest.documents import Chunk, EmbeddedBatch, Record, Vectors
+from ragingest.documents import Chunk, EmbeddedBatch, Fault, Record, Vectors
+from ragingest.settings import Layout
 
 __all__ = [
+    "Abilities",
     "Answer",
     "CollectionSpec",
     "Embedder",
@@ -261,22 +263,45 @@ class StoredPoint(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StoreLimits:
-    """What one upsert takes. Sizes are those of `Store.sizes`, in bytes."""
+    """What one upsert takes: points, and bytes of them as `Store.encode` makes them (None: no limit).
+
+    `concurrency` bounds the upserts under way; with `adaptive` it is found out how many of them pay.
+    """
 
     max_points: int
     max_bytes: int | None = None
     concurrency: int = 1
+    adaptive: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What a store can do, so that a command can say what it cannot before it begins.
+
+    `sparse`: keeps sparse vectors, and finds by words and by both. `search`: finds at all. `layout`:
+    the fields of `Layout` that it heeds.
+    """
+
+    sparse: bool = True
+    search: bool = True
+    layout: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class CollectionSpec:
-    """What a collection must hold, and which embedder made it (so that a search needs no options)."""
+    """What a collection must hold, and which embedder made it (so that a search needs no options).
+
+    Of a collection that does not say who made it, `embedder` and `model` are empty.
+    """
 
     dimensions: int
     sparse: bool
     embedder: str
     model: str
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+DEFAULT_LAYOUT = Layout()
 
 
 class Store(Protocol):
@@ -301,24 +326,42 @@ class Store(Protocol):
         """Anonymous memory of processes of its own, at the last call; 0 if it has none."""
         ...
 
-    def prepare(self, spec: CollectionSpec) -> None:
+    @property
+    def abilities(self) -> Abilities: ...
+
+    def prepare(self, spec: CollectionSpec, layout: Layout = DEFAULT_LAYOUT) -> None:
         """Create the collection if it is missing; check it if it is there. Called once, first.
 
         Raises:
-            TerminalError: it exists with another dimension or kind of vectors (the message names
-                both sides), or cannot be opened.
+            TerminalError: it exists with another dimension, metric or kind of vectors (the message
+                names both sides), or cannot be opened.
         """
         ...
 
-    def sizes(self, batch: EmbeddedBatch) -> list[int]:
-        """Encoded bytes of each point as it will be sent. Only asked where `limits.max_bytes` is set."""
+    def open(self) -> CollectionSpec:
+        """Open a collection that is there, to read it: instead of `prepare`. Says what it holds.
+
+        Raises:
+            UsageError: there is no such collection; names those that there are.
+            TerminalError: it cannot be opened.
+        """
+        ...
+
+    def encode(self, batch: EmbeddedBatch) -> list[bytes | Fault] | None:
+        """Each point as it will be sent, or why it can never be kept; None where batches are taken as they are.
+
+        Sends nothing. The bytes become `batch.wire`, and their sum is what `limits.max_bytes` bounds.
+        """
         ...
 
     def upsert(self, batch: EmbeddedBatch) -> None:
         """Store all points of the batch, replacing those with the same id; return once they are applied.
 
+        Tried once. A batch that comes without `wire` is encoded here.
+
         Raises:
             RejectedError: a point of the batch can never be stored. Nothing of the batch counts.
+                Its kind is `TOO_LARGE` where the server takes less at once than was thought.
             TransientError, TerminalError: as for embedders.
         """
         ...
@@ -339,6 +382,13 @@ class Store(Protocol):
         """Read points back by (document id, chunk number), in no particular order; missing ones are left out."""
         ...
 
+    def scan(self, after: str | None, limit: int) -> tuple[list[StoredPoint], str | None]:
+        """A page of all points, at most `limit`, in an order that stays the same, and where the next begins.
+
+        `after` is None for the first page, and then what the page before returned; None ends it.
+        """
+        ...
+
     def search(
         self, query: Query, limit: int, mode: SearchMode = "dense", filters: Mapping[str, str] | None = None
     ) -> list[Hit]:
@@ -349,8 +399,11 @@ class Store(Protocol):
         """
         ...
 
-    def finish(self) -> None:
-        """Called once after a run that read its source to the end: build indexes, compact."""
+    def finish(self, report: Callable[[float], None] = lambda _share: None) -> None:
+        """Called once after a run that read its source to the end: build indexes, compact.
+
+        Repeatable; `report` is told the share that is done.
+        """
         ...
 
     def close(self) -> None: ...

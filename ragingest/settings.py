@@ -6,6 +6,7 @@ import hashlib
 import re
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -17,8 +18,10 @@ __all__ = [
     "STDIN",
     "ErrorBudget",
     "JobSettings",
+    "Layout",
     "MemoryLimit",
     "RunOptions",
+    "StoreSettings",
     "check_job_name",
     "default_job_name",
     "parse_size",
@@ -29,10 +32,62 @@ DEFAULT_CHUNK_SIZE = 512
 DEFAULT_CHUNK_OVERLAP = 64
 
 _JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}").fullmatch
+_SECRET = re.compile(r"(?i)(password|passwd|key|token|secret)=")
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", re.IGNORECASE).fullmatch
 
 
-class JobSettings(msgspec.Struct, frozen=True, kw_only=True):
+class StoreSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Which store, and which collection of it."""
+
+    store: str = "qdrant-edge"
+    store_path: str = "ragingest_data"
+    """Absolute folder of a store on this machine."""
+    url: str | None = None
+    """Of a server."""
+    collection: str = "documents"
+    """Collection, index or table."""
+    namespace: str | None = None
+    """Part of the collection, where a store has such a thing."""
+    drop_text: bool = False
+    """Keep the text out of the store: only vectors, ids and metadata go there."""
+
+    def check(self) -> None:
+        """Refuse settings that cannot work together.
+
+        Raises:
+            UsageError: says which flag, and what it takes.
+        """
+        _check_name(self.store_path)
+        if self.url is not None:
+            try:
+                parts = urlsplit(self.url)
+                usable = bool(parts.scheme and (parts.hostname or parts.path.strip("/"))) and parts.port != 0
+            except ValueError:
+                usable = False
+            if not usable:
+                raise UsageError(f"--url {self.url!r} is no URL", "write for example http://localhost:6333")
+            if parts.password is not None or _SECRET.search(parts.query):
+                raise UsageError("--url holds a password or key", "put it into the environment (docs/stores.md)")
+        if not _JOB_NAME(self.collection):
+            raise UsageError(
+                f"{self.collection!r} is not a collection name",
+                "use letters, digits and . _ - (100 at most), starting with a letter or digit",
+            )
+
+
+class Layout(msgspec.Struct, frozen=True, kw_only=True):
+    """How a store lays out a collection that it creates; a store names those it heeds in its abilities."""
+
+    bulk: bool = False
+    """Index nothing while loading, and everything at the end."""
+    on_disk: bool = False
+    """Keep the vectors on disk, and only their index in memory."""
+    quantization: Literal["scalar", "binary"] | None = None
+    index_metadata: tuple[str, ...] = ()
+    """Metadata keys that searches filter by: `key`, or `key:integer` and the like."""
+
+
+class JobSettings(StoreSettings, frozen=True, kw_only=True):
     """Everything that decides which points a job makes of its source, and where they go.
 
     The same settings over the same source give the same collection; so a checkpoint is continued
@@ -46,6 +101,10 @@ class JobSettings(msgspec.Struct, frozen=True, kw_only=True):
     id_field: str = "id"
     text_fields: tuple[str, ...] = ("text",)
     metadata_field: str | None = None
+    metadata_keys: tuple[str, ...] | None = None
+    """The only metadata keys that are kept; None: all."""
+    flatten_metadata: bool = False
+    """Nested objects become dotted keys, null goes, and lists become lists of strings."""
     max_record_bytes: int = 16 * 1024 * 1024
     embedder: str = "wordllama"
     model: str | None = None
@@ -55,10 +114,6 @@ class JobSettings(msgspec.Struct, frozen=True, kw_only=True):
     chunk: bool = True
     chunk_size: int = DEFAULT_CHUNK_SIZE
     chunk_overlap: int = DEFAULT_CHUNK_OVERLAP
-    store: str = "qdrant-edge"
-    store_path: str = "ragingest_data"
-    """Absolute folder of an embedded store."""
-    collection: str = "documents"
 
     def check(self) -> None:
         """Refuse settings that cannot work together.
@@ -66,14 +121,8 @@ class JobSettings(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             UsageError: says which flag, and what it takes.
         """
-        for name in (self.source, self.store_path):
-            try:
-                name.encode()
-            except UnicodeEncodeError:
-                raise UsageError(
-                    f"the name {name.encode(errors='replace').decode()} is not UTF-8",
-                    "rename it, or give a symbolic link to it",
-                ) from None
+        StoreSettings.check(self)
+        _check_name(self.source)
         if not self.text_fields or not all(self.text_fields):
             raise UsageError("no text field is named", "give --text-field NAME")
         if self.id_field in self.text_fields:
@@ -89,11 +138,8 @@ class JobSettings(msgspec.Struct, frozen=True, kw_only=True):
             )
         if self.max_record_bytes < 1024:
             raise UsageError("--max-record-bytes is too small", "give at least 1KiB")
-        if not _JOB_NAME(self.collection):
-            raise UsageError(
-                f"{self.collection!r} is not a collection name",
-                "use letters, digits and . _ - (100 at most), starting with a letter or digit",
-            )
+        if self.metadata_keys is not None and not all(self.metadata_keys):
+            raise UsageError("--metadata-keys holds an empty name", "give names with commas between them")
 
     def fingerprint(self) -> str:
         """A digest of the settings that shape the points; equal fingerprints may continue each other."""
@@ -118,6 +164,16 @@ _FLAGS = {"source": "SOURCE", "text_fields": "--text-field", "chunk": "--chunk/-
 def flag_of(setting: str) -> str:
     """The command line's name for a field of `JobSettings`."""
     return _FLAGS.get(setting, "--" + setting.replace("_", "-"))
+
+
+def _check_name(name: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"the name {name.encode(errors='replace').decode()} is not UTF-8",
+            "rename it, or give a symbolic link to it",
+        ) from None
 
 
 class ErrorBudget(msgspec.Struct, frozen=True):
@@ -211,8 +267,22 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int | None = None
     keep_embeddings: bool = False
     """Keep paid vectors for other runs and jobs, instead of until the store has them."""
+    bulk: bool = False
+    on_disk: bool = False
+    quantization: Literal["scalar", "binary"] | None = None
+    index_metadata: tuple[str, ...] = ()
+    """These four make the `Layout` of a collection that is created."""
     checkpoint_interval: float = 2.0
     """Seconds between checkpoints, unless saving takes longer than a thirtieth of that."""
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(
+            bulk=self.bulk,
+            on_disk=self.on_disk,
+            quantization=self.quantization,
+            index_metadata=self.index_metadata,
+        )
 
     def check(self) -> None:
         """Refuse numbers that cannot work.
@@ -277,7 +347,10 @@ def check_job_name(name: str) -> str:
 
 def default_job_name(settings: JobSettings) -> str:
     """A name made from source, store and collection, so that the same command finds the same job."""
-    identity = f"{settings.source}\0{settings.store}\0{settings.store_path}\0{settings.collection}"
+    place = settings.url or settings.store_path
+    identity = f"{settings.source}\0{settings.store}\0{place}\0{settings.collection}"
+    if settings.namespace is not None:
+        identity += f"\0{settings.namespace}"
     stem = "stdin" if settings.source == STDIN else Path(settings.source).name.split(".")[0]
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-_")[:40] or "job"
     return f"{stem}-{settings.collection[:40]}-{hashlib.blake2b(identity.encode(), digest_size=3).hexdigest()}"

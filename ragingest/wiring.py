@@ -10,7 +10,6 @@ from pathlib import Path
 import msgspec
 from filelock import FileLock
 
-from ragingest.batching import calculate_batch_size
 from ragingest.checkpoint.journal import Journal, boot_identity, done_ranges, next_run, now
 from ragingest.checkpoint.ledger import Ledger, LedgerDamagedError
 from ragingest.checkpoint.manager import CheckpointManager
@@ -22,9 +21,11 @@ from ragingest.events import Counters, Emit, Noticed, RunFinished, RunStarted, S
 from ragingest.pipeline import Outcome, Pipeline, PipelineParts
 from ragingest.protocols import CollectionSpec, Source, Store
 from ragingest.resources import ResourceManager, SystemGauge
-from ragingest.settings import JobSettings, RunOptions, default_job_name
+from ragingest.retries import patiently
+from ragingest.settings import JobSettings, Layout, RunOptions, default_job_name
 from ragingest.sources import open_source
 from ragingest.stores import open_store
+from ragingest.stores.calls import StoreCalls
 from ragingest.version import __version__
 
 __all__ = ["JobRun", "checkpoint_of", "open_job"]
@@ -141,19 +142,26 @@ def open_job(
         resumed = before is not None and before.run == checkpoint.run
         ledger = _open_ledger(manager, job, before, fresh, emit)
         undo.append(ledger.close)
-        store = open_store(settings.store, Path(settings.store_path), settings.collection)
+        store = open_store(settings, options.timeout)
         undo.append(store.close)
-        embedding = open_embedding(settings, options, checkpoint.counters.books, manager.files(job).vectors, emit)
-        undo.append(lambda: asyncio.run(embedding.aclose()))
-        store.prepare(
-            CollectionSpec(
-                embedding.dimensions,
-                embedding.sparse,
-                embedding.name,
-                embedding.model,
-                {"base_url": settings.base_url} if settings.base_url else {},
-            )
+        _check_abilities(store, options.layout)
+        embedding = open_embedding(
+            settings,
+            options,
+            checkpoint.counters.books,
+            manager.files(job).vectors,
+            emit,
+            sparse=store.abilities.sparse,
         )
+        undo.append(lambda: asyncio.run(embedding.aclose()))
+        spec = CollectionSpec(
+            embedding.dimensions,
+            embedding.sparse,
+            embedding.name,
+            embedding.model,
+            {"base_url": settings.base_url} if settings.base_url else {},
+        )
+        patiently(store.prepare, spec, options.layout)
         if before is not None:
             _check_collection(store, ledger, job, settings)
         manager.save(checkpoint)
@@ -166,7 +174,16 @@ def open_job(
             emit,
             embedding.room,
         )
-        pipeline = Pipeline(_parts(settings, options, source, embedding, store, journal, resources, emit))
+        writes = StoreCalls(
+            store,
+            checkpoint.counters,
+            give_up_after=options.give_up_after,
+            on_change=lambda opened: emit(
+                Noticed(f"{store.name} {'fails: waiting for it' if opened else 'answers again'}")
+            ),
+        )
+        undo.append(writes.close)
+        pipeline = Pipeline(_parts(settings, options, source, embedding, store, writes, journal, resources, emit))
     except BaseException:
         for step in reversed(undo):
             step()
@@ -295,11 +312,23 @@ def _first_run(job: str, settings: JobSettings, options: RunOptions, parts: list
 
 def _check_collection(store: Store, ledger: Ledger, job: str, settings: JobSettings) -> None:
     """A collection that somebody emptied must not be taken for one that holds everything."""
-    if not store.forgets and not ledger.is_empty() and store.count() == 0:
+    if not store.forgets and not ledger.is_empty() and patiently(store.count) == 0:
         raise SettingsChangedError(
             f"the job {job} has stored documents, but the collection {settings.collection} is empty",
             "load it again with --fresh, or restore the collection",
         )
+
+
+def _check_abilities(store: Store, layout: Layout) -> None:
+    """What the store cannot do is said before the run.
+
+    Raises:
+        UsageError: the layout asks for it.
+    """
+    asked = {name for name, value in msgspec.structs.asdict(layout).items() if value}
+    if missing := sorted(asked - store.abilities.layout):
+        flags = ", ".join("--" + name.replace("_", "-") for name in missing)
+        raise UsageError(f"the store {store.name} cannot do {flags}", "leave it out, or give another --store")
 
 
 def _parts(
@@ -308,18 +337,14 @@ def _parts(
     source: Source,
     embedding: Embedding,
     store: Store,
+    writes: StoreCalls,
     journal: Journal,
     resources: ResourceManager,
     emit: Emit,
 ) -> PipelineParts:
-    most = store.limits.max_points
-    if store.limits.max_bytes is not None:
-        most = calculate_batch_size(
-            embedding.dimensions, max_request_mb=store.limits.max_bytes / 1e6, max_count=most
-        )
     return PipelineParts(
         source=source,
-        decoder=Decoder(FieldMapping(settings.id_field, settings.text_fields, settings.metadata_field)),
+        decoder=Decoder(FieldMapping.of(settings)),
         split=embedding.split,
         embed=embedding.embed,
         embedded=embedding.embedded,
@@ -327,10 +352,11 @@ def _parts(
         dimensions=embedding.dimensions,
         sync=embedding.sync,
         store=store,
+        writes=writes,
         journal=journal,
         resources=resources,
         budget=options.max_errors,
-        upsert_size=min(options.upsert_size or most, store.limits.max_points),
+        upsert_size=min(options.upsert_size or store.limits.max_points, store.limits.max_points),
         upsert_bytes=store.limits.max_bytes,
         checkpoint_interval=options.checkpoint_interval,
         emit=emit,

@@ -17,6 +17,7 @@ from ragingest.stores import STORES
 __all__ = [
     "BaseUrl",
     "BatchSize",
+    "Bulk",
     "CheckpointDir",
     "CheckpointInterval",
     "ChunkOverlap",
@@ -24,14 +25,18 @@ __all__ = [
     "Collection",
     "Concurrency",
     "Dimensions",
+    "DropText",
     "EXIT_CODES",
     "Embedder",
+    "FlattenMetadata",
     "Format",
     "GiveUpAfter",
     "IdField",
+    "IndexMetadata",
     "Json",
     "JsonPath",
     "KeepEmbeddings",
+    "MadeBy",
     "MaxConcurrency",
     "MaxCost",
     "MaxErrors",
@@ -39,8 +44,12 @@ __all__ = [
     "MaxRecordBytes",
     "MaxTokens",
     "MetadataField",
+    "MetadataKeys",
     "Model",
+    "Namespace",
+    "OnDisk",
     "PricePerMillion",
+    "Quantization",
     "Quiet",
     "Rpm",
     "Source",
@@ -51,8 +60,10 @@ __all__ = [
     "Timeout",
     "Tpm",
     "UpsertSize",
+    "Url",
     "apply_options",
     "job_settings",
+    "names",
 ]
 
 EXIT_CODES = "Exit codes: " + "; ".join(f"{int(code)} {code.meaning}" for code in ExitCode) + "."
@@ -99,6 +110,14 @@ Embedder = Annotated[
     str,
     typer.Option(envvar="RAGINGEST_EMBEDDER", help=f"One of {', '.join(EMBEDDERS)}.", rich_help_panel=EMBEDDING),
 ]
+MadeBy = Annotated[
+    str | None,
+    typer.Option(
+        "--embedder",
+        help=r"What made the vectors. \[default: what the collection says]",
+        rich_help_panel=EMBEDDING,
+    ),
+]
 Model = Annotated[
     str | None,
     typer.Option(
@@ -131,6 +150,59 @@ ChunkOverlap = Annotated[
 Store = Annotated[
     str, typer.Option(envvar="RAGINGEST_STORE", help=f"One of {', '.join(STORES)}.", rich_help_panel=STORING)
 ]
+Url = Annotated[
+    str | None,
+    typer.Option(
+        "--url",
+        envvar="RAGINGEST_URL",
+        help="Of the store's server: http://localhost:6333, postgresql://host/db. Keys come from the environment.",
+        rich_help_panel=STORING,
+    ),
+]
+Namespace = Annotated[
+    str | None,
+    typer.Option(
+        envvar="RAGINGEST_NAMESPACE", help="Part of the index, where there is one.", rich_help_panel=STORING
+    ),
+]
+MetadataKeys = Annotated[
+    str | None,
+    typer.Option(help=r"Keep only these metadata keys: a,b,c. \[default: all]", rich_help_panel=STORING),
+]
+DropText = Annotated[
+    bool, typer.Option("--drop-text", help="Keep the text out of the store.", rich_help_panel=STORING)
+]
+FlattenMetadata = Annotated[
+    bool,
+    typer.Option(
+        "--flatten-metadata",
+        help="Make metadata one level deep, for stores that take no more: a.b for nested keys.",
+        rich_help_panel=STORING,
+    ),
+]
+Bulk = Annotated[
+    bool | None,
+    typer.Option(
+        "--bulk/--no-bulk",
+        help="Index a new collection at the end instead of while loading.",
+        rich_help_panel=STORING,
+    ),
+]
+OnDisk = Annotated[
+    bool | None,
+    typer.Option("--on-disk/--in-memory", help="Keep a new collection's vectors on disk.", rich_help_panel=STORING),
+]
+Quantization = Annotated[
+    Literal["scalar", "binary"] | None,
+    typer.Option(help="Search a new collection by smaller vectors first.", rich_help_panel=STORING),
+]
+IndexMetadata = Annotated[
+    str | None,
+    typer.Option(
+        help="Index these metadata keys of a new collection for filters: lang,year:integer.",
+        rich_help_panel=STORING,
+    ),
+]
 CheckpointDir = Annotated[
     Path,
     typer.Option(
@@ -141,7 +213,14 @@ StorePath = Annotated[
     Path, typer.Option("--store-path", envvar="RAGINGEST_STORE_PATH", help="Folder of the embedded store.")
 ]
 Collection = Annotated[
-    str, typer.Option("--collection", "-c", envvar="RAGINGEST_COLLECTION", help="Collection in the store.")
+    str,
+    typer.Option(
+        "--collection",
+        "--index",
+        "-c",
+        envvar="RAGINGEST_COLLECTION",
+        help="Collection in the store; an index of Pinecone, a table of Postgres.",
+    ),
 ]
 Concurrency = Annotated[
     int | None,
@@ -272,7 +351,13 @@ Json = Annotated[
 
 
 def job_settings(
-    *, source: str, text_field: list[str] | None, max_record_bytes: str, dimensions: int | None, **given: Any
+    *,
+    source: str,
+    text_field: list[str] | None,
+    max_record_bytes: str,
+    dimensions: int | None,
+    metadata_keys: str | None,
+    **given: Any,
 ) -> JobSettings:
     """The settings that a command line describes, with absolute paths.
 
@@ -287,6 +372,7 @@ def job_settings(
             text_fields=tuple(text_field or ["text"]),
             max_record_bytes=parse_size(max_record_bytes, "--max-record-bytes"),
             dimensions=dimensions,
+            metadata_keys=None if metadata_keys is None else names(metadata_keys),
             **given,
         )
     )
@@ -303,4 +389,11 @@ def apply_options(options: RunOptions, **given: Any) -> RunOptions:
         values["max_memory"] = MemoryLimit.parse(values["max_memory"])
     if "max_errors" in values:
         values["max_errors"] = ErrorBudget.parse(values["max_errors"])
+    if "index_metadata" in values:
+        values["index_metadata"] = names(values["index_metadata"])
     return msgspec.structs.replace(options, **values)
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Names with commas between them."""
+    return tuple(name.strip() for name in text.split(","))

@@ -42,6 +42,9 @@ def plan(
     store: opt.Store = "qdrant-edge",
     collection: opt.Collection = "documents",
     store_path: opt.StorePath = Path("ragingest_data"),
+    metadata_keys: opt.MetadataKeys = None,
+    drop_text: opt.DropText = False,
+    flatten_metadata: opt.FlattenMetadata = False,
     throughput: Annotated[
         float | None,
         typer.Option(help="Texts that the embedder takes a second, for the time.", rich_help_panel=opt.EMBEDDING),
@@ -76,6 +79,9 @@ def plan(
         store=store,
         store_path=str(store_path),
         collection=collection,
+        metadata_keys=metadata_keys,
+        drop_text=drop_text,
+        flatten_metadata=flatten_metadata,
     )
     options = opt.apply_options(
         RunOptions(),

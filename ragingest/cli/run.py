@@ -55,6 +55,15 @@ def run(
     store: opt.Store = "qdrant-edge",
     collection: opt.Collection = "documents",
     store_path: opt.StorePath = Path("ragingest_data"),
+    url: opt.Url = None,
+    namespace: opt.Namespace = None,
+    metadata_keys: opt.MetadataKeys = None,
+    drop_text: opt.DropText = False,
+    flatten_metadata: opt.FlattenMetadata = False,
+    bulk: opt.Bulk = None,
+    on_disk: opt.OnDisk = None,
+    quantization: opt.Quantization = None,
+    index_metadata: opt.IndexMetadata = None,
     concurrency: opt.Concurrency = None,
     batch_size: opt.BatchSize = None,
     upsert_size: opt.UpsertSize = None,
@@ -94,7 +103,12 @@ def run(
         chunk_overlap=chunk_overlap,
         store=store,
         store_path=str(store_path),
+        url=url,
         collection=collection,
+        namespace=namespace,
+        metadata_keys=metadata_keys,
+        drop_text=drop_text,
+        flatten_metadata=flatten_metadata,
     )
     options = opt.apply_options(
         RunOptions(),
@@ -113,6 +127,10 @@ def run(
         max_cost=max_cost,
         max_tokens=max_tokens,
         keep_embeddings=keep_embeddings,
+        bulk=bulk,
+        on_disk=on_disk,
+        quantization=quantization,
+        index_metadata=index_metadata,
     )
     if job is not None:
         check_job_name(job)

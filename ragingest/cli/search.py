@@ -11,14 +11,21 @@ from ragingest.cli import display
 from ragingest.cli import options as opt
 from ragingest.errors import UsageError
 from ragingest.protocols import SearchMode
+from ragingest.settings import StoreSettings
 
 __all__ = ["search"]
 
 
 def search(
     text: Annotated[str, typer.Argument(help="What to search for.")],
+    store: opt.Store = "qdrant-edge",
     collection: opt.Collection = "documents",
     store_path: opt.StorePath = Path("ragingest_data"),
+    url: opt.Url = None,
+    namespace: opt.Namespace = None,
+    embedder: opt.MadeBy = None,
+    model: opt.Model = None,
+    base_url: opt.BaseUrl = None,
     limit: Annotated[int, typer.Option("--limit", "-n", help="Chunks to show, at most.")] = 5,
     dense: Annotated[bool, typer.Option("--dense", help="By meaning only.")] = False,
     sparse: Annotated[bool, typer.Option("--sparse", help="By words only (BM25).")] = False,
@@ -35,7 +42,16 @@ def search(
         raise UsageError("--dense and --sparse exclude each other", "leave both out for hybrid search")
     mode: SearchMode = "dense" if dense else "sparse" if sparse else "hybrid"
     hits = find(
-        text, collection=collection, store_path=store_path, limit=limit, mode=mode, filters=_filters(filter_)
+        text,
+        store=StoreSettings(
+            store=store, store_path=str(store_path), url=url, collection=collection, namespace=namespace
+        ),
+        embedder=embedder,
+        model=model,
+        base_url=base_url,
+        limit=limit,
+        mode=mode,
+        filters=_filters(filter_),
     )
     display.show_hits(hits, as_json=json_)
 

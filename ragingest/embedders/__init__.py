@@ -19,8 +19,8 @@ EMBEDDERS = ("wordllama", *APIS, "null")
 NULL_DIMENSIONS = 8
 
 
-def open_embedder(name: str, dimensions: int | None = None) -> Embedder:
-    """The embedder of that name that computes in this process, loaded.
+def open_embedder(name: str, dimensions: int | None = None, *, sparse: bool = True) -> Embedder:
+    """The embedder of that name that computes in this process, loaded; with BM25 unless `sparse` is False.
 
     Raises:
         UsageError: there is none, a package is missing, or it cannot make that many dimensions.
@@ -30,7 +30,7 @@ def open_embedder(name: str, dimensions: int | None = None) -> Embedder:
 
         if dimensions not in (None, DIMENSIONS):
             raise UsageError(f"wordllama makes {DIMENSIONS} dimensions, not {dimensions}", "leave --dimensions out")
-        return WithBM25(WordLlamaEmbedder())
+        return WithBM25(WordLlamaEmbedder()) if sparse else WordLlamaEmbedder()
     if name == "null":
         return NullEmbedder(dimensions or NULL_DIMENSIONS)
     raise UsageError(f"there is no embedder {name!r}", f"choose one of: {', '.join(EMBEDDERS)}")

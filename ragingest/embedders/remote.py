@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from functools import reduce
 
 import numpy as np
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from ragingest.books import Books
 from ragingest.breaker import CircuitBreaker
@@ -28,12 +27,10 @@ from ragingest.documents import TEXT_DIGEST_BYTES, Chunk, EmbeddedBatch, SparseV
 from ragingest.errors import RejectedError, TerminalError, TransientError
 from ragingest.pacing import Grant, RateLimiter
 from ragingest.protocols import Answer, EmbeddingRequests, RateNews
+from ragingest.retries import retrying
 from ragingest.tokens import TextSize, TokenEstimator, measure
 
 __all__ = ["RemoteCalls", "RemoteLimits", "ask"]
-
-BACKOFF_SECONDS = 0.5
-LONGEST_BACKOFF_SECONDS = 30.0
 
 Clock = Callable[[], float]
 Sleep = Callable[[float], Awaitable[None]]
@@ -206,9 +203,9 @@ class RemoteCalls:
         return found
 
     async def _with_retries(self, texts: list[str]) -> Answer:
-        retrying = _retrying(self._limits.give_up_after, self._clock, self._backoff)
+        attempts = retrying(self._limits.give_up_after, self._clock, self._backoff)
         try:
-            return await retrying(self._once, texts)
+            return await attempts(self._once, texts)
         except TransientError as error:
             raise TerminalError(str(error), "resume when it is over; nothing that is done is lost") from None
 
@@ -363,25 +360,7 @@ async def ask(api: EmbeddingRequests, text: str, books: Books, give_up_after: fl
         books.took(time.monotonic() - began)
         return answer
 
-    return await _retrying(give_up_after, time.monotonic, asyncio.sleep)(once)
-
-
-def _retrying(give_up_after: float, clock: Clock, sleep: Sleep) -> AsyncRetrying:
-    """The one retry layer. Gives up so long after the first failure: waiting for a turn before it does not count."""
-    failing_since: list[float] = []
-
-    def stop(_state: RetryCallState) -> bool:
-        now = clock()
-        failing_since.append(now)
-        return now - failing_since[0] >= give_up_after
-
-    return AsyncRetrying(
-        retry=retry_if_exception_type(TransientError),
-        wait=wait_random_exponential(multiplier=BACKOFF_SECONDS, max=LONGEST_BACKOFF_SECONDS),
-        stop=stop,
-        sleep=sleep,
-        reraise=True,
-    )
+    return await retrying(give_up_after, time.monotonic, asyncio.sleep)(once)
 
 
 async def _from_other(future: asyncio.Future[Vectors]) -> Vectors | None:

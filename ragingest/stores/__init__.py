@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ragingest.errors import UsageError
 from ragingest.protocols import Store
+from ragingest.settings import StoreSettings
 from ragingest.stores.null import NullStore
 
 __all__ = ["STORES", "open_store"]
@@ -13,12 +14,19 @@ __all__ = ["STORES", "open_store"]
 STORES = ("qdrant-edge", "null")
 
 
-def open_store(name: str, path: Path, collection: str) -> Store:
-    """The store of that name, not yet prepared.
+TIMEOUT_SECONDS = 60.0
+
+
+def open_store(settings: StoreSettings, timeout: float = TIMEOUT_SECONDS) -> Store:  # noqa: ARG001  # for servers
+    """The store of those settings, not yet prepared; `timeout` in seconds, for one request to a server.
 
     Raises:
-        UsageError: there is none, or a package is missing.
+        UsageError: there is none, a package or a key is missing, or it cannot do what the settings ask for.
     """
+    name = settings.store
+    if name in ("qdrant-edge", "null") and (settings.url is not None or settings.namespace is not None):
+        flag = "--url" if settings.url is not None else "--namespace"
+        raise UsageError(f"the store {name} has no use for {flag}", "leave it out, or give another --store")
     if name == "qdrant-edge":
         try:
             import qdrant_edge  # noqa: F401  # the store's own process would fail without a word
@@ -28,7 +36,7 @@ def open_store(name: str, path: Path, collection: str) -> Store:
             raise UsageError(
                 "the embedded store needs the package qdrant-edge-py", "pip install qdrant-edge-py"
             ) from None
-        return EdgeProcess(path, collection)
+        return EdgeProcess(Path(settings.store_path), settings.collection, drop_text=settings.drop_text)
     if name == "null":
         return NullStore()
     raise UsageError(f"there is no store {name!r}", f"choose one of: {', '.join(STORES)}")

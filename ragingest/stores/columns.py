@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from ragingest.documents import EmbeddedBatch, Vectors
 
-__all__ = ["Columns", "columns_of", "point_sizes"]
+__all__ = ["Columns", "columns_of"]
 
 
 class Columns(NamedTuple):
@@ -22,21 +22,16 @@ class Columns(NamedTuple):
     sparse: list[tuple[list[int], list[float]]] | None
 
 
-def columns_of(batch: EmbeddedBatch) -> Columns:
+def columns_of(batch: EmbeddedBatch, *, drop_text: bool = False) -> Columns:
+    """The batch as columns; without the texts if they are to be kept out of the store."""
     documents = [chunk.document for chunk in batch.chunks]
     return Columns(
         [document.id for document in documents],
         [chunk.number for chunk in batch.chunks],
         [document.chunks for document in documents],
-        [chunk.text for chunk in batch.chunks],
+        [""] * len(documents) if drop_text else [chunk.text for chunk in batch.chunks],
         [document.digest.hex() for document in documents],
         [document.metadata for document in documents],
         batch.dense,
         None if batch.sparse is None else [(vector.indices, vector.values) for vector in batch.sparse],
     )
-
-
-def point_sizes(batch: EmbeddedBatch) -> list[int]:
-    """Bytes of each point: its vector as float32, and its record."""
-    vector = batch.dense.shape[1] * 4
-    return [vector + chunk.size for chunk in batch.chunks]

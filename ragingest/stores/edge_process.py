@@ -16,16 +16,26 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ragingest.documents import EmbeddedBatch
+from ragingest.documents import EmbeddedBatch, Fault
 from ragingest.errors import RagingestError, RejectedError, TerminalError
-from ragingest.protocols import CollectionSpec, Hit, Query, SearchMode, StoredPoint, StoreLimits
+from ragingest.protocols import (
+    DEFAULT_LAYOUT,
+    Abilities,
+    CollectionSpec,
+    Hit,
+    Query,
+    SearchMode,
+    StoredPoint,
+    StoreLimits,
+)
 from ragingest.resources import own_anonymous_bytes
-from ragingest.stores.columns import columns_of, point_sizes
+from ragingest.settings import Layout
+from ragingest.stores.columns import columns_of
 
 __all__ = ["EdgeProcess"]
 
@@ -41,10 +51,12 @@ class EdgeProcess:
 
     name = "qdrant-edge"
     limits = StoreLimits(max_points=256, max_bytes=8_000_000, concurrency=2)
+    abilities = Abilities()
     forgets = False
 
-    def __init__(self, folder: Path, collection: str) -> None:
+    def __init__(self, folder: Path, collection: str, *, drop_text: bool = False) -> None:
         self._collection = collection
+        self._drop_text = drop_text
         self._lock = threading.Lock()
         self.memory_bytes = 0
         self._child = subprocess.Popen(  # noqa: S603  # our own module, by our own interpreter
@@ -81,14 +93,18 @@ class EdgeProcess:
         except subprocess.TimeoutExpired:
             return None
 
-    def prepare(self, spec: CollectionSpec) -> None:
-        self._call("prepare", spec)
+    def prepare(self, spec: CollectionSpec, layout: Layout = DEFAULT_LAYOUT) -> None:
+        self._call("prepare", spec, layout)
 
-    def sizes(self, batch: EmbeddedBatch) -> list[int]:
-        return point_sizes(batch)
+    def open(self) -> CollectionSpec:
+        found: CollectionSpec = self._call("open")
+        return found
+
+    def encode(self, batch: EmbeddedBatch) -> list[bytes | Fault] | None:
+        return None
 
     def upsert(self, batch: EmbeddedBatch) -> None:
-        self._call("upsert_columns", columns_of(batch))
+        self._call("upsert_columns", columns_of(batch, drop_text=self._drop_text))
 
     def delete(self, points: Sequence[tuple[str, int]]) -> None:
         self._call("delete", list(points))
@@ -103,6 +119,10 @@ class EdgeProcess:
         found: list[StoredPoint] = self._call("fetch", list(points))
         return found
 
+    def scan(self, after: str | None, limit: int) -> tuple[list[StoredPoint], str | None]:
+        page: tuple[list[StoredPoint], str | None] = self._call("scan", after, limit)
+        return page
+
     def search(
         self, query: Query, limit: int, mode: SearchMode = "dense", filters: Mapping[str, str] | None = None
     ) -> list[Hit]:
@@ -110,7 +130,7 @@ class EdgeProcess:
         found: list[Hit] = self._call("search", Query(query.dense, sparse), limit, mode, filters)
         return found
 
-    def finish(self) -> None:
+    def finish(self, report: Callable[[float], None] = lambda _share: None) -> None:
         self._call("finish")
 
     def close(self) -> None:

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from ragingest.documents import EmbeddedBatch
+from ragingest.documents import EmbeddedBatch, Fault
 from ragingest.errors import UsageError
-from ragingest.protocols import CollectionSpec, Hit, Query, SearchMode, StoredPoint, StoreLimits
+from ragingest.protocols import (
+    DEFAULT_LAYOUT,
+    Abilities,
+    CollectionSpec,
+    Hit,
+    Query,
+    SearchMode,
+    StoredPoint,
+    StoreLimits,
+)
+from ragingest.settings import Layout
 
 __all__ = ["NullStore"]
 
@@ -15,6 +25,7 @@ __all__ = ["NullStore"]
 class NullStore:
     name = "null"
     limits = StoreLimits(max_points=512, concurrency=2)
+    abilities = Abilities(search=False)
     forgets = True
     memory_bytes = 0
 
@@ -22,11 +33,14 @@ class NullStore:
         self._lock = threading.Lock()
         self._count = 0
 
-    def prepare(self, spec: CollectionSpec) -> None:
+    def prepare(self, spec: CollectionSpec, layout: Layout = DEFAULT_LAYOUT) -> None:
         pass
 
-    def sizes(self, batch: EmbeddedBatch) -> list[int]:
-        return [0] * len(batch.chunks)
+    def open(self) -> CollectionSpec:
+        raise UsageError("the null store keeps nothing to read")
+
+    def encode(self, batch: EmbeddedBatch) -> list[bytes | Fault] | None:
+        return None
 
     def upsert(self, batch: EmbeddedBatch) -> None:
         with self._lock:
@@ -44,12 +58,15 @@ class NullStore:
     def fetch(self, points: Sequence[tuple[str, int]]) -> list[StoredPoint]:
         return []
 
+    def scan(self, after: str | None, limit: int) -> tuple[list[StoredPoint], str | None]:
+        return [], None
+
     def search(
         self, query: Query, limit: int, mode: SearchMode = "dense", filters: Mapping[str, str] | None = None
     ) -> list[Hit]:
         raise UsageError("the null store keeps nothing to search")
 
-    def finish(self) -> None:
+    def finish(self, report: Callable[[float], None] = lambda _share: None) -> None:
         pass
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,20 @@ import numpy as np
 import qdrant_edge as edge
 from filelock import FileLock, Timeout
 
-from ragingest.documents import EmbeddedBatch, point_id
+from ragingest.documents import EmbeddedBatch, Fault, point_id
 from ragingest.errors import RejectedError, TerminalError, UsageError
-from ragingest.protocols import CollectionSpec, Hit, Query, SearchMode, StoredPoint, StoreLimits
-from ragingest.stores.columns import Columns, columns_of, point_sizes
+from ragingest.protocols import (
+    DEFAULT_LAYOUT,
+    Abilities,
+    CollectionSpec,
+    Hit,
+    Query,
+    SearchMode,
+    StoredPoint,
+    StoreLimits,
+)
+from ragingest.settings import Layout
+from ragingest.stores.columns import Columns, columns_of
 
 __all__ = ["QdrantEdgeStore", "collections", "read_spec"]
 
@@ -48,19 +58,21 @@ class QdrantEdgeStore:
     name = "qdrant-edge"
     # 100 to 500 points an upsert are fastest; the bytes only bound what is held at once.
     limits = StoreLimits(max_points=256, max_bytes=8_000_000, concurrency=1)
+    abilities = Abilities()
     forgets = False
     memory_bytes = 0
 
-    def __init__(self, folder: Path, collection: str) -> None:
+    def __init__(self, folder: Path, collection: str, *, drop_text: bool = False) -> None:
         self._folder = folder / collection
         self._collection = collection
+        self._drop_text = drop_text
         self._shard: edge.EdgeShard | None = None
         self._lock: FileLock | None = None
         self._spec: CollectionSpec | None = None
 
     # -- opening -----------------------------------------------------------------------------------
 
-    def prepare(self, spec: CollectionSpec) -> None:
+    def prepare(self, spec: CollectionSpec, layout: Layout = DEFAULT_LAYOUT) -> None:
         self._acquire(create=True)
         try:
             self._prepare(spec)
@@ -91,12 +103,6 @@ class QdrantEdgeStore:
             self._shard = edge.EdgeShard.load(str(shard))
 
     def open(self) -> CollectionSpec:
-        """Open an existing collection, to search it.
-
-        Raises:
-            UsageError: there is no such collection.
-            TerminalError: another process has it open.
-        """
         spec = read_spec(self._folder)
         if spec is None:
             known = ", ".join(collections(self._folder.parent)) or "none"
@@ -162,11 +168,11 @@ class QdrantEdgeStore:
 
     # -- writing -----------------------------------------------------------------------------------
 
-    def sizes(self, batch: EmbeddedBatch) -> list[int]:
-        return point_sizes(batch)
+    def encode(self, batch: EmbeddedBatch) -> list[bytes | Fault] | None:
+        return None
 
     def upsert(self, batch: EmbeddedBatch) -> None:
-        self.upsert_columns(columns_of(batch))
+        self.upsert_columns(columns_of(batch, drop_text=self._drop_text))
 
     def upsert_columns(self, columns: Columns) -> None:
         """`upsert`, of a batch that came from another process."""
@@ -227,6 +233,13 @@ class QdrantEdgeStore:
             records = shard.retrieve(ids, with_payload=True, with_vector=True)
         return [_stored(record) for record in records]
 
+    def scan(self, after: str | None, limit: int) -> tuple[list[StoredPoint], str | None]:
+        shard = self._open_shard
+        request = edge.ScrollRequest(offset=after, limit=limit, with_payload=True, with_vector=True)
+        with self._engine("could not be read"):
+            records, following = shard.scroll(request)
+        return [_stored(record) for record in records], None if following is None else str(following)
+
     def search(
         self, query: Query, limit: int, mode: SearchMode = "dense", filters: Mapping[str, str] | None = None
     ) -> list[Hit]:
@@ -266,7 +279,7 @@ class QdrantEdgeStore:
             )
         return hits
 
-    def finish(self) -> None:
+    def finish(self, report: Callable[[float], None] = lambda _share: None) -> None:
         pass
 
     def close(self) -> None:

@@ -67,10 +67,18 @@ class StoreContract:
     """Whether it keeps sparse vectors, and finds by them."""
     unsigned: ClassVar[bool] = True
     """Whether integers from 2**63 to 2**64 - 1 come back as they were."""
+    nested: ClassVar[bool] = True
+    """Whether metadata may hold objects, null, and lists of anything."""
+    searches: ClassVar[bool] = True
+    """Whether it can be searched."""
 
     def build(self, folder: Path, collection: str) -> Store:
         """A store over that collection, not yet prepared; the same arguments name the same data."""
         raise NotImplementedError
+
+    def point_id(self, document_id: str, chunk: int) -> str:
+        """The store's id of a chunk."""
+        return point_id(document_id, chunk)
 
     @pytest.fixture
     def opened(self, tmp_path: Path) -> Iterator[Open]:
@@ -102,7 +110,7 @@ class StoreContract:
 
     def check(self, point: StoredPoint, of: Chunk, dense: Vectors, terms: Sparse | None) -> None:
         """The point holds the chunk as it was, and its vectors up to their length."""
-        assert point.point_id == point_id(of.document.id, of.number)
+        assert point.point_id == self.point_id(of.document.id, of.number)
         assert (point.id, point.chunk, point.chunks) == (of.document.id, of.number, of.document.chunks)
         assert point.text == of.text
         assert point.digest == of.document.digest.hex()
@@ -245,13 +253,48 @@ class StoreContract:
         batch = self.put(store, [document(f"d{n}", f"text {n}") for n in range(count)])
         self.check_holds(store, batch)
 
-    def test_sizes_cover_text_and_vector(self, store: Store) -> None:
-        if store.limits.max_bytes is None:
-            return
+    def test_what_is_encoded_covers_text_and_vector_and_is_what_is_stored(self, store: Store) -> None:
         batch = batch_of([chunk(document("a", "x")), chunk(document("b", "y" * 5000))], sparse=self.sparse)
-        small, large = store.sizes(batch)
-        assert small >= DIMENSIONS * 4
-        assert large >= DIMENSIONS * 4 + 5000
+        encoded = store.encode(batch)
+        if encoded is not None:
+            batch.wire = [point for point in encoded if isinstance(point, bytes)]
+            small, large = map(len, batch.wire)
+            assert small >= DIMENSIONS * 4
+            assert large >= DIMENSIONS * 4 + 5000
+        store.upsert(batch)
+        self.check_holds(store, batch)
+
+    def test_a_scan_shows_every_point_once(self, store: Store) -> None:
+        assert store.scan(None, 10) == ([], None)
+        batch = self.put(store, [document(f"d{n}", f"text {n}") for n in range(23)])
+        found: list[StoredPoint] = []
+        after = None
+        while True:
+            page, after = store.scan(after, 5)
+            assert len(page) <= 5
+            found += page
+            if after is None:
+                break
+        points = {point.id: point for point in found}
+        assert len(found) == len(points) == 23
+        for row, of in enumerate(batch.chunks):
+            terms = None if batch.sparse is None else batch.sparse[row]
+            self.check(points[of.document.id], of, batch.dense[row], terms)
+
+    def test_a_collection_can_be_opened_by_those_who_read(self, store: Store, opened: Open) -> None:
+        batch = self.put(store, [document("a", "text")])
+        store.flush()
+        store.close()
+        again = opened()
+        spec = again.open()
+        assert (spec.dimensions, spec.sparse) == (DIMENSIONS, self.sparse)
+        assert (spec.embedder, spec.model) in (("fake", "model-1"), ("", ""))
+        self.check_holds(again, batch)
+
+    def test_a_collection_that_is_not_there_cannot_be_opened(self, opened: Open) -> None:
+        with pytest.raises(UsageError, match="docs") as caught:
+            opened().open()
+        assert caught.value.hint
 
     def test_a_document_that_cannot_be_stored_is_rejected_and_nothing_of_its_batch_counts(
         self, store: Store
@@ -306,6 +349,8 @@ class StoreContract:
 
     @property
     def modes(self) -> list[SearchMode]:
+        if not self.searches:
+            return []
         return ["dense", "sparse", "hybrid"] if self.sparse else ["dense"]
 
     def test_every_mode_finds_the_right_chunk_first(self, store: Store) -> None:

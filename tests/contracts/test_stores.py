@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ragingest.protocols import Store
+from ragingest.settings import StoreSettings
 from ragingest.stores import open_store
 from ragingest.stores.qdrant_edge import QdrantEdgeStore
 
@@ -18,4 +19,4 @@ class TestQdrantEdge(StoreContract):
 
 class TestQdrantEdgeInItsOwnProcess(StoreContract):
     def build(self, folder: Path, collection: str) -> Store:
-        return open_store("qdrant-edge", folder, collection)
+        return open_store(StoreSettings(store_path=str(folder), collection=collection))

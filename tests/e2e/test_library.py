@@ -36,9 +36,10 @@ def test_python_and_the_command_work_on_one_job(tmp_path: Path) -> None:
     again = Command(tmp_path).json("run", HANDBOOK, "--job", "j")
     assert again.counters["unchanged"] == 237
 
-    hits = ragingest.search("When is the Old Tannery open?", store_path=tmp_path / "ragingest_data", limit=3)
+    store = ragingest.StoreSettings(store_path=str(tmp_path / "ragingest_data"))
+    hits = ragingest.search("When is the Old Tannery open?", store=store, limit=3)
     assert "hours-old-tannery" in [hit.id for hit in hits]
-    dense = ragingest.search("x", store_path=tmp_path / "ragingest_data", mode="dense", filters={"section": "no"})
+    dense = ragingest.search("x", store=store, mode="dense", filters={"section": "no"})
     assert dense == []
 
 

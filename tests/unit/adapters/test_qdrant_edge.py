@@ -18,6 +18,7 @@ from ragingest.embedders.bm25 import WithBM25
 from ragingest.embedders.null import NullEmbedder
 from ragingest.errors import RagingestError, TerminalError, UsageError
 from ragingest.protocols import Query, Store
+from ragingest.settings import StoreSettings
 from ragingest.stores import open_store
 from ragingest.stores import qdrant_edge as module
 from ragingest.stores.null import NullStore
@@ -66,12 +67,13 @@ def files_of(folder: Path) -> set[str]:
 HOLDER = """
 import sys
 from pathlib import Path
+from ragingest.settings import StoreSettings
 from ragingest.stores import open_store
 from ragingest.stores.qdrant_edge import QdrantEdgeStore
 from tests.contracts.store_contract import batch_of, spec_of
 from tests.contracts.embedding import chunk, document
 
-build = {"inside": QdrantEdgeStore, "apart": lambda *args: open_store("qdrant-edge", *args)}[sys.argv[1]]
+build = {"inside": QdrantEdgeStore, "apart": lambda folder, name: open_store(StoreSettings(store_path=str(folder), collection=name))}[sys.argv[1]]
 store = build(Path(sys.argv[2]), "docs")
 store.prepare(spec_of(sparse=True))
 for start in range(0, 1000, 100):
@@ -341,8 +343,19 @@ def test_the_same_id_twice_in_a_batch_keeps_the_last(store: QdrantEdgeStore) -> 
 
 def test_an_unknown_store_is_answered_with_those_there_are(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="'sqlite'") as caught:
-        open_store("sqlite", tmp_path, "docs")
+        open_store(StoreSettings(store="sqlite"))
     assert "qdrant-edge" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["qdrant-edge", "null"])
+def test_a_store_on_this_machine_has_no_use_for_a_url(name: str) -> None:
+    for settings in (
+        StoreSettings(store=name, url="http://localhost:1"),
+        StoreSettings(store=name, namespace="v1"),
+    ):
+        with pytest.raises(UsageError, match=name) as caught:
+            open_store(settings)
+        assert "--store" in caught.value.hint
 
 
 def test_without_the_package_the_error_says_what_to_install(
@@ -350,12 +363,12 @@ def test_without_the_package_the_error_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "qdrant_edge", None)
     with pytest.raises(UsageError) as caught:
-        open_store("qdrant-edge", tmp_path, "docs")
+        open_store(StoreSettings(store_path=str(tmp_path)))
     assert "pip install qdrant-edge-py" in caught.value.hint
 
 
 def test_the_null_store_counts_and_forgets(tmp_path: Path) -> None:
-    store = open_store("null", tmp_path, "docs")
+    store = open_store(StoreSettings(store="null", store_path=str(tmp_path)))
     assert isinstance(store, NullStore)
     assert store.forgets
     store.prepare(SPEC)
@@ -363,8 +376,11 @@ def test_the_null_store_counts_and_forgets(tmp_path: Path) -> None:
     store.delete([("d0", 0)])
     store.flush()
     assert store.count() == 3
-    assert store.sizes(some(3)) == [0, 0, 0]
+    assert store.encode(some(3)) is None
     assert store.fetch([("d1", 0)]) == []
+    assert store.scan(None, 5) == ([], None)
+    with pytest.raises(UsageError, match="keeps nothing"):
+        store.open()
     with pytest.raises(RagingestError, match="keeps nothing"):
         store.search(Query(np.ones(8, dtype=np.float32), Sparse([1], [1.0])), 5)
     store.finish()

@@ -10,7 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ragingest.batching import PointPacker, StreamingBatcher, calculate_batch_size, slice_batch
+from ragingest.batching import (
+    PointPacker,
+    StreamingBatcher,
+    calculate_batch_size,
+    pick_rows,
+    point_sizes,
+    slice_batch,
+)
 from ragingest.documents import Chunk, EmbeddedBatch
 from tests.unit.core.builders import chunk, embedded
 
@@ -98,17 +105,18 @@ def test_a_batcher_of_nothing_is_refused(max_count: int, max_bytes: int | None) 
 def test_upserts_hold_every_point_once_in_order_with_its_own_vectors_and_are_filled(
     groups: list[list[int]], max_points: int, max_bytes: int | None, sparse: bool
 ) -> None:
-    packer = PointPacker(max_points, max_bytes, lambda batch: [one.size for one in batch.chunks])
+    packer = PointPacker(max_points, max_bytes)
     upserts: list[EmbeddedBatch] = []
     chunks: list[Chunk] = []
     for group in groups:
         some = [chunk(size) for size in group]
-        upserts += packer.add(embedded(some, len(chunks), sparse=sparse))
+        upserts += packer.add(encoded(embedded(some, len(chunks), sparse=sparse)))
         chunks += some
     upserts += packer.flush()
     assert packer.flush() == []
     assert [id(one) for upsert in upserts for one in upsert.chunks] == [id(one) for one in chunks]
     _check_packing([[one.size for one in upsert.chunks] for upsert in upserts], max_points, max_bytes)
+    assert [point for upsert in upserts for point in upsert.wire or ()] == [bytes(one.size) for one in chunks]
     row = 0
     for upsert in upserts:
         count = len(upsert.chunks)
@@ -123,14 +131,38 @@ def test_upserts_hold_every_point_once_in_order_with_its_own_vectors_and_are_fil
         row += count
 
 
+def encoded(batch: EmbeddedBatch) -> EmbeddedBatch:
+    """As a store encodes it whose points have as many bytes as their chunks."""
+    batch.wire = [bytes(one.size) for one in batch.chunks]
+    return batch
+
+
+def test_a_packer_that_learns_of_a_smaller_limit_keeps_it() -> None:
+    packer = PointPacker(100, 1000)
+    packer.shrink(20)
+    packer.shrink(500)
+    upserts = [*packer.add(encoded(embedded([chunk(10) for _ in range(5)]))), *packer.flush()]
+    assert [len(upsert.chunks) for upsert in upserts] == [2, 2, 1]
+
+
+def test_picked_rows_keep_their_vectors() -> None:
+    batch = encoded(embedded([chunk(1), chunk(2), chunk(3)], sparse=True))
+    picked = pick_rows(batch, [0, 2])
+    assert picked.chunks == [batch.chunks[0], batch.chunks[2]]
+    assert picked.dense[:, 0].tolist() == [0, 2]
+    assert picked.sparse == [{0: 1.0}, {2: 1.0}]
+    assert picked.wire == [bytes(1), bytes(3)]
+    assert pick_rows(batch, []).dense.shape == (0, 3)
+
+
 def test_a_batch_that_fits_exactly_passes_through_without_a_copy() -> None:
     batch = embedded([chunk(), chunk()])
-    assert PointPacker(2, None, lambda _: pytest.fail("nobody needs the sizes")).add(batch) == [batch]
-    assert PointPacker(2, 8, lambda some: [4] * len(some.chunks)).add(batch) == [batch]
+    assert PointPacker(2, None).add(batch) == [batch]
+    assert PointPacker(2, sum(point_sizes(batch))).add(batch) == [batch]
 
 
 def test_an_open_upsert_is_given_out_whole_on_flush() -> None:
-    packer = PointPacker(5, None, lambda batch: [0] * len(batch.chunks))
+    packer = PointPacker(5, None)
     assert packer.add(embedded([chunk(), chunk()])) == []
     assert packer.add(embedded([chunk()], 2)) == []
     (rest,) = packer.flush()

@@ -38,6 +38,11 @@ OTHER: dict[str, Any] = {
     "chunk_overlap": 1,
     "store": "null",
     "store_path": "/elsewhere",
+    "url": "http://localhost:6333",
+    "namespace": "v1",
+    "drop_text": True,
+    "metadata_keys": ("lang", "year"),
+    "flatten_metadata": True,
     "collection": "notes",
 }
 
@@ -226,6 +231,8 @@ def test_another_source_store_or_collection_is_another_job() -> None:
         changed(store="null"),
         changed(store_path="/elsewhere"),
         changed(collection="notes"),
+        changed(url="http://localhost:6333"),
+        changed(namespace="v1"),
         changed(source="-"),
     ]
     assert len({default_job_name(settings) for settings in several}) == len(several)
@@ -233,6 +240,30 @@ def test_another_source_store_or_collection_is_another_job() -> None:
 
 def test_a_job_from_standard_input_says_so() -> None:
     assert default_job_name(changed(source="-")).startswith("stdin-documents-")
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("localhost", "is no URL"),
+        ("http://", "is no URL"),
+        ("http://[::1", "is no URL"),
+        ("postgresql://ann:sesame@db/docs", "holds a password"),
+        ("postgresql://db/docs?password=sesame", "holds a password"),
+        ("https://db.example?api_key=sesame", "holds a password"),
+    ],
+)
+def test_a_url_that_is_none_or_tells_a_secret_is_refused(url: str, told: str) -> None:
+    with pytest.raises(UsageError, match=told) as caught:
+        changed(url=url).check()
+    if "password" in told:
+        assert "sesame" not in caught.value.message
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("url", ["http://localhost:6333", "https://db.example/prefix", "postgresql:///docs"])
+def test_a_url_without_secrets_is_taken(url: str) -> None:
+    changed(url=url).check()
 
 
 # -- settings ----------------------------------------------------------------------------------------

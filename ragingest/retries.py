@@ -1,0 +1,67 @@
+"""The one retry layer: exponential, with full jitter, until it has failed for too long."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, ParamSpec, TypeVar
+
+from tenacity import AsyncRetrying, RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
+
+from ragingest.errors import TerminalError, TransientError
+
+__all__ = ["patiently", "retrying"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+BACKOFF_SECONDS = 0.5
+LONGEST_BACKOFF_SECONDS = 30.0
+PATIENCE_SECONDS = 60.0
+
+Clock = Callable[[], float]
+
+_jitter = wait_random_exponential(multiplier=BACKOFF_SECONDS, max=LONGEST_BACKOFF_SECONDS)
+
+
+def retrying(give_up_after: float, clock: Clock, sleep: Callable[[float], Awaitable[None]]) -> AsyncRetrying:
+    """Calls again after a `TransientError`, which is raised `give_up_after` seconds after the first.
+
+    Waiting for a turn before that does not count. One object serves one call.
+    """
+    return AsyncRetrying(sleep=sleep, wait=_jitter, **_rules(give_up_after, clock))
+
+
+def patiently(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """A blocking call outside of the stream of batches, retried for a minute.
+
+    Raises:
+        TerminalError: it failed all that time.
+    """
+    try:
+        rules = _rules(PATIENCE_SECONDS, time.monotonic)
+        return Retrying(sleep=time.sleep, wait=_as_told, **rules)(call, *args, **kwargs)
+    except TransientError as error:
+        raise TerminalError(str(error), "check the server, and try again") from None
+
+
+def _rules(give_up_after: float, clock: Clock) -> dict[str, Any]:
+    failing_since: list[float] = []
+
+    def stop(_state: RetryCallState) -> bool:
+        now = clock()
+        failing_since.append(now)
+        return now - failing_since[0] >= give_up_after
+
+    return {
+        "retry": retry_if_exception_type(TransientError),
+        "stop": stop,
+        "reraise": True,
+    }
+
+
+def _as_told(state: RetryCallState) -> float:
+    """Not before the server said."""
+    error = state.outcome.exception() if state.outcome is not None else None
+    asked = error.retry_after if isinstance(error, TransientError) and error.retry_after is not None else 0.0
+    return asked + _jitter(state)
