@@ -135,6 +135,15 @@ class PointPacker:
         """The store takes less than was thought."""
         self._max_bytes = max_bytes if self._max_bytes is None else min(self._max_bytes, max_bytes)
 
+    def overfull(self, batch: EmbeddedBatch) -> bool:
+        """Whether a batch of several points is over the limit of bytes as it is now."""
+        return (
+            self._max_bytes is not None
+            and len(batch.chunks) > 1
+            and batch.wire is not None
+            and sum(point_sizes(batch)) > self._max_bytes
+        )
+
     def add(self, batch: EmbeddedBatch) -> list[EmbeddedBatch]:
         """Take a batch; return the upserts that it completes."""
         count = len(batch.chunks)

@@ -394,20 +394,26 @@ class Pipeline:
     async def _upsert(self, batch: EmbeddedBatch) -> None:
         """Store and confirm; a batch that is refused is halved until the guilty point stands alone."""
         p = self._p
+        if self._repacker.overfull(batch):
+            await self._upsert_halves(batch)  # it was packed before the store was known to take less
+            return
         try:
             await p.writes.upsert(batch)
         except RejectedError as error:
-            count = len(batch.chunks)
-            if error.kind == TOO_LARGE and count > 1:
-                self._repacker.shrink(sum(point_sizes(batch)) // 2)
-            if count == 1:
+            if len(batch.chunks) == 1:
                 await self._refuse(batch.chunks[0], "upsert", error)
-            else:
-                await self._upsert(slice_batch(batch, 0, count // 2))
-                await self._upsert(slice_batch(batch, count // 2, count))
+                return
+            if error.kind == TOO_LARGE:
+                self._repacker.shrink(sum(point_sizes(batch)) // 2)
+            await self._upsert_halves(batch)
             return
         await self._confirm(batch.chunks)
         await p.embedded(batch.chunks)
+
+    async def _upsert_halves(self, batch: EmbeddedBatch) -> None:
+        middle = len(batch.chunks) // 2
+        await self._upsert(slice_batch(batch, 0, middle))
+        await self._upsert(slice_batch(batch, middle, len(batch.chunks)))
 
     async def _refuse(self, chunk: Chunk, stage: str, error: RejectedError) -> None:
         if chunk.document.fault is None:
