@@ -11,18 +11,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
+import numpy as np
 
 from ragingest.batching import calculate_batch_size
 from ragingest.chunking import Chunker, EstimatingChunker, whole
 from ragingest.decoding import Decoder, FieldMapping
-from ragingest.documents import Chunk, Document, Record
+from ragingest.documents import Chunk, Document, EmbeddedBatch, Fault, Record, Vectors
 from ragingest.embedders import EMBEDDERS, open_embedder
+from ragingest.embedders.bm25 import BM25
 from ragingest.errors import ExitCode, RejectedError, UsageError
 from ragingest.models import DEFAULT_MODELS, ModelFacts, facts_of
-from ragingest.protocols import Source, StoreLimits
+from ragingest.protocols import Source, Store, StoreLimits
 from ragingest.settings import JobSettings, RunOptions
 from ragingest.sources import open_source
 from ragingest.stores import open_store
@@ -133,17 +136,18 @@ def make_plan(
     settings.check()
     options.check()
     embedding = _embedding(settings, options)
-    limits = _store_limits(settings)
+    store = _store(settings)
     source = open_source(settings)
     try:
-        tally = _Tally(settings, embedding)
+        tally = _Tally(settings, embedding, store)
         reader = _Reader(source, options.sample)
         for records in reader:
             tally.take(records)
             watch(reader.progress, source.total_bytes, tally.records)
-        return _plan(settings, options, embedding, limits, source, reader, tally)
+        return _plan(settings, options, embedding, store.limits, source, reader, tally)
     finally:
         source.close()
+        store.close()
 
 
 # -- the parts that are not opened -------------------------------------------------------------------
@@ -236,21 +240,17 @@ def _price_source(facts: ModelFacts, options: PlanOptions) -> str | None:
     return f"{facts.source}, {facts.date}"
 
 
-def _store_limits(settings: JobSettings) -> StoreLimits:
-    """The limits of the store, which is not prepared: it makes no folder and sends nothing.
+def _store(settings: JobSettings) -> Store:
+    """The store, which is not prepared: it makes no folder and sends nothing.
 
     Raises:
         UsageError: there is no such store, or a package is missing.
     """
     if settings.store == "qdrant-edge":
-        from ragingest.stores.edge_process import EdgeProcess
+        from ragingest.stores.qdrant_edge import QdrantEdgeStore
 
-        return EdgeProcess.limits  # an object of it would start a process
-    store = open_store(settings)
-    try:
-        return store.limits
-    finally:
-        store.close()
+        return QdrantEdgeStore(Path(settings.store_path), settings.collection)  # without a process of its own
+    return open_store(settings)
 
 
 # -- reading -----------------------------------------------------------------------------------------
@@ -337,9 +337,13 @@ class _Piece(NamedTuple):
 class _Tally:
     """Adds up what records would make."""
 
-    def __init__(self, settings: JobSettings, embedding: _Embedding) -> None:
+    def __init__(self, settings: JobSettings, embedding: _Embedding, store: Store) -> None:
         self._decoder = Decoder(FieldMapping.of(settings))
         self._embedding = embedding
+        self._store = store
+        self._takes_batches = False
+        """The store encodes no single points."""
+        self._bm25 = BM25() if store.abilities.sparse else None
         self._estimator = TokenEstimator(embedding.special_tokens)
         filled = 1.0 if embedding.count is not None else PACKED
         most = math.inf if embedding.max_tokens is None else embedding.max_tokens
@@ -351,6 +355,8 @@ class _Tally:
         self.chunks = 0
         self.text_bytes = 0
         self.payload_bytes = 0
+        self.wire_bytes: int | None = None
+        """Of all points as the store will send them, if it has such a thing."""
         self.tokens = 0
         self.tokens_at_most = 0
         self.uncounted = 0
@@ -364,16 +370,37 @@ class _Tally:
             except RejectedError as error:
                 self.reject_kinds[error.kind] = self.reject_kinds.get(error.kind, 0) + 1
         self.records += len(records)
-        for document, chunks in zip(documents, self._embedding.split(documents), strict=True):
+        split = self._embedding.split(documents)
+        faults = self._encode([chunk for chunks in split for chunk in chunks])
+        for document, chunks in zip(documents, split, strict=True):
             pieces = [self._piece(chunk) for chunk in chunks]
-            if any(map(self._too_long, pieces)):
-                self.reject_kinds[TOO_LONG] = self.reject_kinds.get(TOO_LONG, 0) + 1
+            kind = TOO_LONG if any(map(self._too_long, pieces)) else faults.get(id(document))
+            if kind is not None:
+                self.reject_kinds[kind] = self.reject_kinds.get(kind, 0) + 1
                 continue
             self.documents += 1
             # What stands in the store beside the text: id and metadata, as they are in the record.
             around = max(0, len(document.record.raw) - len(document.text.encode()))
             for piece in pieces:
                 self._add(piece, around)
+
+    def _encode(self, chunks: list[Chunk]) -> dict[int, str]:
+        """Let the store encode the points, with vectors of noise; by document, why it cannot keep some."""
+        if self._takes_batches or not chunks or self._embedding.dimensions is None:
+            return {}
+        dense = np.tile(_noise(self._embedding.dimensions), (len(chunks), 1))
+        sparse = None if self._bm25 is None else self._bm25.encode([chunk.text for chunk in chunks])
+        faults: dict[int, str] = {}
+        encoded = self._store.encode(EmbeddedBatch(chunks, dense, sparse))
+        if encoded is None:
+            self._takes_batches = True
+            return {}
+        for chunk, point in zip(chunks, encoded, strict=True):
+            if isinstance(point, Fault):
+                faults[id(chunk.document)] = point.kind
+            else:
+                self.wire_bytes = (self.wire_bytes or 0) + len(point)
+        return faults
 
     def _too_long(self, piece: _Piece) -> bool:
         limit = self._embedding.max_input_tokens
@@ -436,7 +463,10 @@ def _plan(
     at_most = tokens if exact else max(tokens, at_most)
     requests = tally.likely.scaled(scale)
     documents, payload = scaled(tally.documents), scaled(tally.payload_bytes)
-    points, upsert_bytes = _upsert(embedding, limits, options, chunks, payload)
+    if tally.wire_bytes is None:
+        points, upsert_bytes = _upsert(embedding, limits, options, chunks, payload)
+    else:
+        points, upsert_bytes = _upsert_of(tally.wire_bytes / max(1, tally.chunks), limits, options, chunks)
     vectors = None if embedding.dimensions is None else 4 * embedding.dimensions * chunks
     ledger = LEDGER_BYTES * documents
     seconds, bounded_by = _time(options, requests, tokens, chunks)
@@ -492,6 +522,20 @@ def _upsert(
             embedding.dimensions, around, max_request_mb=limits.max_bytes / 1e6, max_count=most
         )
     return points, math.ceil(min(points, chunks) * (4 * embedding.dimensions + around))
+
+
+def _upsert_of(point_bytes: float, limits: StoreLimits, options: PlanOptions, chunks: int) -> tuple[int, int]:
+    """Points in an upsert, and its bytes, where the store has encoded the points."""
+    points = min(options.run.upsert_size or limits.max_points, limits.max_points)
+    if limits.max_bytes is not None:
+        points = max(1, min(points, int(limits.max_bytes // max(1.0, point_bytes))))
+    return points, math.ceil(min(points, chunks) * point_bytes)
+
+
+def _noise(dimensions: int) -> Vectors:
+    """A vector as long as real ones where numbers are written as text."""
+    vector = np.random.default_rng(0).standard_normal(dimensions)
+    return (vector / np.linalg.norm(vector)).astype(np.float32)
 
 
 def _time(options: PlanOptions, requests: int, tokens: int, chunks: int) -> tuple[float | None, str | None]:

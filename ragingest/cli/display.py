@@ -24,6 +24,7 @@ from ragingest.events import (
     Counters,
     Emit,
     Event,
+    Finishing,
     Noticed,
     Paused,
     Progressed,
@@ -81,11 +82,11 @@ class PlainLines:
         if isinstance(event, RunStarted):
             self._total = event.total_bytes
             self._rate.start(event.done_records)
-        if isinstance(event, Progressed):
+        if isinstance(event, Progressed | Finishing):
             if self._clock() - self._last < LINE_SECONDS:
                 return
             self._last = self._clock()
-            self._write(self._line(event))
+            self._write(self._line(event) if isinstance(event, Progressed) else f"indexing, {event.share:.0%}")
         else:
             line = _sentence(event)
             if line:
@@ -144,6 +145,8 @@ class LiveScreen:
                 self._paused = event
             case Resumed():
                 self._paused = None
+            case Finishing():
+                self._progress.update(self._task, description="indexing", completed=event.share, total=1.0)
             case _:
                 pass
         line = _sentence(event)

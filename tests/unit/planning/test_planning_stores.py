@@ -1,0 +1,30 @@
+"""What a plan says of upserts is what the store's own encoding makes of the records."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ragingest import planning
+from ragingest.planning import PlanOptions, make_plan
+from ragingest.protocols import StoreLimits
+from ragingest.settings import JobSettings
+from tests.unit.adapters.scripted_store import UNKEEPABLE, ScriptedStore
+
+
+def test_points_are_encoded_and_those_that_the_store_cannot_keep_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = tmp_path / "corpus.jsonl"
+    texts = [UNKEEPABLE if n % 10 == 0 else "x" * 100 for n in range(500)]
+    corpus.write_text("".join(json.dumps({"id": f"d{n}", "text": text}) + "\n" for n, text in enumerate(texts)))
+    store = ScriptedStore(StoreLimits(200, max_bytes=10_000))
+    monkeypatch.setattr(planning, "open_store", lambda _settings: store)
+    plan = make_plan(JobSettings(source=str(corpus), embedder="null", store="scripted", chunk=False), PlanOptions())
+    assert plan.reject_kinds == {"unkeepable": 50}
+    assert (plan.documents, plan.chunks) == (450, 450)
+    assert (plan.points_per_upsert, plan.bytes_per_upsert, plan.upserts) == (100, 10_000, 5)
+    assert plan.exit_code == 1
+    assert store.calls == 0
