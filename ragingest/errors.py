@@ -124,7 +124,7 @@ class TransientError(Exception):
         self.news = news
 
 
-TOO_LARGE = "too_large"
+TOO_LARGE = "too_large_for_store"
 """The kind of a `RejectedError` where a server takes less in one request than it was sent."""
 
 

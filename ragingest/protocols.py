@@ -278,12 +278,13 @@ class StoreLimits:
 class Abilities:
     """What a store can do, so that a command can say what it cannot before it begins.
 
-    `sparse`: keeps sparse vectors, and finds by words and by both. `search`: finds at all. `layout`:
-    the fields of `Layout` that it heeds.
+    `sparse`: keeps sparse vectors, and finds by words and by both. `search`: finds at all. `exact`:
+    metadata comes back just as it was, numbers and all. `layout`: the fields of `Layout` that it heeds.
     """
 
     sparse: bool = True
     search: bool = True
+    exact: bool = True
     layout: frozenset[str] = frozenset()
 
 

@@ -158,6 +158,29 @@ class Ledger:
         self._db.execute("UPDATE documents SET digest = x'', seen = 0")
 
     @_explained
+    def doubt(self, ids: Iterable[str]) -> None:
+        """Empty the digests of those: the next run stores them again, whatever their content."""
+        with self._db:
+            self._db.executemany(
+                "UPDATE documents SET digest = x'', seen = 0 WHERE id = ?", ((id_,) for id_ in ids)
+            )
+
+    @_explained
+    def page(self, after: str | None, limit: int) -> list[LedgerRow]:
+        """Up to `limit` rows of documents that are stored whole, in order of their ids, behind `after`."""
+        rows = self._db.execute(
+            "SELECT * FROM documents WHERE (? IS NULL OR id > ?) AND digest <> x'' ORDER BY id LIMIT ?",
+            (after, after, limit),
+        )
+        return [LedgerRow(*row) for row in rows]
+
+    @_explained
+    def points(self) -> int:
+        """How many points the documents have that are stored whole."""
+        query = "SELECT coalesce(sum(chunks), 0) FROM documents WHERE digest <> x''"
+        return int(self._db.execute(query).fetchone()[0])
+
+    @_explained
     def count(self) -> int:
         """How many documents are known to be in the store, whole."""
         return int(self._db.execute("SELECT count(*) FROM documents WHERE digest <> x''").fetchone()[0])

@@ -18,6 +18,7 @@ from ragingest.cli.resume import resume
 from ragingest.cli.run import run
 from ragingest.cli.search import search
 from ragingest.cli.stats import stats
+from ragingest.cli.verify import verify
 from ragingest.errors import ExitCode, RagingestError, UsageError
 from ragingest.version import __version__
 
@@ -38,6 +39,7 @@ app.command(epilog=EXIT_CODES)(resume)
 app.command()(plan)
 app.command()(stats)
 app.command()(search)
+app.command(epilog=EXIT_CODES)(verify)
 
 
 def _version(wanted: bool) -> None:

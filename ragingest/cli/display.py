@@ -34,6 +34,7 @@ from ragingest.events import (
 )
 from ragingest.protocols import Hit
 from ragingest.resources import own_anonymous_bytes
+from ragingest.verifying import Verification
 
 __all__ = [
     "PlainLines",
@@ -43,6 +44,7 @@ __all__ = [
     "show_job",
     "show_jobs",
     "show_summary",
+    "show_verification",
     "show_warning",
 ]
 
@@ -279,6 +281,29 @@ def _books_line(books: Books) -> str:
 
 def _milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:,.0f} ms"
+
+
+def show_verification(found: Verification, *, as_json: bool, to_stderr: bool = False) -> None:
+    """What was compared, and what is not as it should be."""
+    if as_json:
+        _write_json({**msgspec.to_builtins(found), "exit_code": int(found.exit_code)})
+        return
+    out = _err() if to_stderr else _out()
+    out.print(
+        f"{found.job}: {found.compared:,} of {found.documents:,} documents compared; {found.points:,} points "
+        f"according to the job, {found.points_in_store:,} in {found.collection} ({found.store})"
+    )
+    for kind, differences in found.named.items():
+        count = getattr(found, kind)
+        out.print(f"  {count:,} points {kind}:")
+        for difference in differences:
+            out.print(f"    {difference.id!r} chunk {difference.chunk}: {difference.what}")
+        if count > len(differences):
+            out.print(f"    and {count - len(differences):,} more")
+    if not found.named:
+        out.print("  nothing is missing, altered or foreign")
+    elif found.affected and not to_stderr:
+        out.print(f"  mend {found.affected:,} documents with: ragingest verify {found.job} --repair")
 
 
 def show_error(error: RagingestError, *, as_json: bool) -> None:

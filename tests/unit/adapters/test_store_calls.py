@@ -210,7 +210,7 @@ def test_a_record_that_alone_is_over_the_limit_is_rejected(tmp_path: Path, monke
     store = ScriptedStore(StoreLimits(1000, max_bytes=8000), takes=5000)
     summary, _ = run(tmp_path, monkeypatch, store, ["x" * 6000, "y"])
     assert (summary.counters.stored, summary.counters.rejected) == (1, 1)
-    assert summary.reject_kinds == {"too_large": 1}
+    assert summary.reject_kinds == {"too_large_for_store": 1}
 
 
 def test_a_run_ends_by_finishing_the_collection_and_tells_how_far_it_is(
