@@ -13,20 +13,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from ragingest.batching import PointPacker, pick_rows, point_sizes, slice_batch
+from ragingest.batching import PointPacker
 from ragingest.checkpoint.journal import Journal
 from ragingest.checkpoint.state import Checkpoint, Status
 from ragingest.decoding import Decoder
 from ragingest.documents import Block, Chunk, Document, EmbeddedBatch, Fault, Reject
 from ragingest.errors import (
-    TOO_LARGE,
     RagingestError,
     RejectedError,
     TerminalError,
@@ -38,6 +37,7 @@ from ragingest.outcomes import count_outcome, leftover_points, sort_out
 from ragingest.protocols import RecordBlock, Source, Store
 from ragingest.resources import ResourceManager
 from ragingest.settings import ErrorBudget
+from ragingest.storing import Storing, Writes, arrivals
 
 __all__ = ["Outcome", "Pipeline", "PipelineParts"]
 
@@ -61,23 +61,6 @@ class Packer(Protocol):
         ...
 
     def flush(self) -> list[Chunk]: ...
-
-
-class Writes(Protocol):
-    """Writes to a store, with everything that is done about failures around them."""
-
-    concurrency: int
-    """Upserts at once, at most."""
-
-    async def encode(self, batch: EmbeddedBatch) -> list[tuple[int, Fault]]:
-        """Make `batch.wire`; the rows that can never be kept, and why."""
-        ...
-
-    async def upsert(self, batch: EmbeddedBatch) -> None: ...
-
-    async def delete(self, points: Sequence[tuple[str, int]]) -> None: ...
-
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,18 +113,23 @@ class Pipeline:
         self._bytes_read = 0
         self._error: RagingestError | None = None
         self._gave_up = False
-        self._store_failed = False
         self._dirty = False
         self._work: asyncio.Task[None] | None = None
         self._reader = ThreadPoolExecutor(1, "read")
         self._ledger = ThreadPoolExecutor(1, "ledger")
         self._workers = ThreadPoolExecutor(CHUNKERS, "chunk")
-        self._repacker = PointPacker(parts.upsert_size, parts.upsert_bytes)
+        self._storing = Storing(
+            parts.writes,
+            PointPacker(parts.upsert_size, parts.upsert_bytes),
+            confirm=self._stored,
+            refuse=lambda chunk, error: self._refuse(chunk, "upsert", error),
+            give_up=self._give_up,
+            linger=parts.linger,
+            hurry=self._hurry,
+        )
         self._to_chunk: asyncio.Queue[Block | None] = asyncio.Queue(1)
         self._to_pack: asyncio.Queue[list[Chunk] | None] = asyncio.Queue(1)
         self._to_embed: asyncio.Queue[list[Chunk] | None] = asyncio.Queue(1)
-        self._to_repack: asyncio.Queue[EmbeddedBatch | None] = asyncio.Queue(1)
-        self._to_upsert: asyncio.Queue[EmbeddedBatch | None] = asyncio.Queue(1)
 
     def stop(self) -> None:
         """Read no more; finish what is in flight."""
@@ -189,9 +177,8 @@ class Pipeline:
 
     async def _stages(self) -> None:
         async with asyncio.TaskGroup() as group:
-            for stage in (self._reading, self._chunking, self._packing, self._embedding, self._repacking):
+            for stage in (self._reading, self._chunking, self._packing, self._embedding, self._storing.run):
                 group.create_task(stage())
-            group.create_task(self._upserting())
 
     @staticmethod
     async def _in(pool: ThreadPoolExecutor, work: Callable[..., T], *args: Any) -> T:
@@ -297,7 +284,7 @@ class Pipeline:
 
     async def _packing(self) -> None:
         p = self._p
-        async for chunks in _arrivals(self._to_pack, p.linger, self._hurry):
+        async for chunks in arrivals(self._to_pack, p.linger, self._hurry):
             for chunk in chunks or ():
                 for full in p.packer.add(chunk):
                     await self._to_embed.put(full)
@@ -310,7 +297,7 @@ class Pipeline:
         async with asyncio.TaskGroup() as group:
             for _ in range(self._p.resources.concurrency):
                 group.create_task(self._embedder())
-        await self._to_repack.put(None)
+        await self._storing.end()
 
     async def _embedder(self) -> None:
         while True:
@@ -320,7 +307,7 @@ class Pipeline:
                     return
                 batches = await self._embed_or_give_up(chunks)
             for batch in batches:
-                await self._to_repack.put(batch)
+                await self._storing.put(batch)
 
     async def _embed_or_give_up(self, chunks: list[Chunk]) -> list[EmbeddedBatch]:
         """Embed, unless embedding has failed for good: what others have under way is still stored."""
@@ -355,65 +342,11 @@ class Pipeline:
             return await self._embed(chunks[:middle]) + await self._embed(chunks[middle:])
         return [batch]
 
-    # -- pack, upsert, confirm ---------------------------------------------------------------------
+    # -- confirm ---------------------------------------------------------------------
 
-    async def _repacking(self) -> None:
-        p = self._p
-        packer = self._repacker
-        async for batch in _arrivals(self._to_repack, p.linger, self._hurry):
-            kept = None if batch is None else await self._encoded(batch)
-            for full in packer.flush() if kept is None else packer.add(kept):
-                await self._to_upsert.put(full)
-        for _ in range(p.writes.concurrency):
-            await self._to_upsert.put(None)
-
-    async def _encoded(self, batch: EmbeddedBatch) -> EmbeddedBatch:
-        """The batch as it will be sent, without the points that the store can never keep."""
-        faults = dict(await self._p.writes.encode(batch))
-        if not faults:
-            return batch
-        for row, fault in faults.items():
-            await self._refuse(batch.chunks[row], "upsert", RejectedError(*fault))
-        return pick_rows(batch, [row for row in range(len(batch.chunks)) if row not in faults])
-
-    async def _upserting(self) -> None:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(self._p.writes.concurrency):
-                group.create_task(self._upserter())
-
-    async def _upserter(self) -> None:
-        while (batch := await self._to_upsert.get()) is not None:
-            if self._store_failed:
-                continue
-            try:
-                await self._upsert(batch)
-            except TerminalError as error:
-                self._store_failed = True
-                self._give_up(error)
-
-    async def _upsert(self, batch: EmbeddedBatch) -> None:
-        """Store and confirm; a batch that is refused is halved until the guilty point stands alone."""
-        p = self._p
-        if self._repacker.overfull(batch):
-            await self._upsert_halves(batch)  # it was packed before the store was known to take less
-            return
-        try:
-            await p.writes.upsert(batch)
-        except RejectedError as error:
-            if len(batch.chunks) == 1:
-                await self._refuse(batch.chunks[0], "upsert", error)
-                return
-            if error.kind == TOO_LARGE:
-                self._repacker.shrink(sum(point_sizes(batch)) // 2)
-            await self._upsert_halves(batch)
-            return
-        await self._confirm(batch.chunks)
-        await p.embedded(batch.chunks)
-
-    async def _upsert_halves(self, batch: EmbeddedBatch) -> None:
-        middle = len(batch.chunks) // 2
-        await self._upsert(slice_batch(batch, 0, middle))
-        await self._upsert(slice_batch(batch, middle, len(batch.chunks)))
+    async def _stored(self, chunks: Sequence[Chunk]) -> None:
+        await self._confirm(chunks)
+        await self._p.embedded(chunks)
 
     async def _refuse(self, chunk: Chunk, stage: str, error: RejectedError) -> None:
         if chunk.document.fault is None:
@@ -484,36 +417,6 @@ def _check_vectors(batch: EmbeddedBatch, dimensions: int) -> None:
         )
     if not np.isfinite(batch.dense).all():
         raise RejectedError("not_finite", "the embedder returned a vector with NaN or infinity in it")
-
-
-async def _arrivals(
-    queue: asyncio.Queue[T | None], linger: float, hurry: asyncio.Event
-) -> AsyncGenerator[T | None, None]:
-    """Items of the queue up to its end mark, and None whenever what is open should be sent as it is.
-
-    That is: when none has come for `linger` seconds, when none is there and `hurry` is set, and at the end.
-    """
-    getter = asyncio.ensure_future(queue.get())
-    hurried = asyncio.ensure_future(hurry.wait())
-    open_ = False
-    try:
-        while True:
-            if open_:
-                await asyncio.wait({getter, hurried}, timeout=linger, return_when=asyncio.FIRST_COMPLETED)
-            else:
-                await asyncio.wait({getter})
-            open_ = getter.done()
-            item = getter.result() if getter.done() else None
-            if getter.done():
-                getter = asyncio.ensure_future(queue.get())
-            if hurried.done() and not hurry.is_set():
-                hurried = asyncio.ensure_future(hurry.wait())
-            yield item
-            if item is None and open_:
-                return
-    finally:
-        getter.cancel()
-        hurried.cancel()
 
 
 async def _settle(*tasks: asyncio.Task[None]) -> list[BaseException]:

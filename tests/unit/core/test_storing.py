@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from ragingest.pipeline import _arrivals
+from ragingest.storing import arrivals
 
 FOREVER = 3600.0
 SOON = 30.0
@@ -16,7 +16,7 @@ async def _taken(
 ) -> list[int | None]:
     found: list[int | None] = []
     async with asyncio.timeout(SOON):
-        async for item in _arrivals(queue, linger, hurry):
+        async for item in arrivals(queue, linger, hurry):
             found.append(item)
             if len(found) == count:
                 break
@@ -61,18 +61,18 @@ def test_a_batch_is_not_hurried_any_more_once_reading_goes_on() -> None:
         hurry = asyncio.Event()
         hurry.set()
         queue = _queue(1)
-        arrivals = _arrivals(queue, FOREVER, hurry)
+        stream = arrivals(queue, FOREVER, hurry)
         async with asyncio.timeout(SOON):
-            assert await anext(arrivals) == 1
-            assert await anext(arrivals) is None
+            assert await anext(stream) == 1
+            assert await anext(stream) is None
             hurry.clear()
             queue.put_nowait(2)
-            assert await anext(arrivals) == 2
-            waiting = asyncio.ensure_future(anext(arrivals))
+            assert await anext(stream) == 2
+            waiting = asyncio.ensure_future(anext(stream))
             await asyncio.sleep(0)
             queue.put_nowait(3)
             found = await waiting
-            assert found == 3 or (found is None and await anext(arrivals) == 3)
-            await arrivals.aclose()
+            assert found == 3 or (found is None and await anext(stream) == 3)
+            await stream.aclose()
 
     asyncio.run(run())
