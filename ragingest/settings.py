@@ -51,6 +51,38 @@ class StoreSettings(msgspec.Struct, frozen=True, kw_only=True):
     drop_text: bool = False
     """Keep the text out of the store: only vectors, ids and metadata go there."""
 
+    @classmethod
+    def parse(cls, text: str) -> StoreSettings:
+        """`STORE:PLACE/COLLECTION#NAMESPACE`, with a folder or a URL as the place, or none.
+
+        `qdrant-edge:ragingest_data/documents`, `qdrant:http://localhost:6333/docs`,
+        `pgvector:postgresql://localhost/db/docs`, `pinecone:docs#v1`.
+
+        Raises:
+            UsageError: it is not of that form.
+        """
+        store, colon, rest = text.partition(":")
+        rest, _, namespace = rest.partition("#")
+        place, _, collection = rest.rpartition("/")
+        if not (colon and store and collection):
+            raise UsageError(
+                f"{text!r} names no collection",
+                "write STORE:PLACE/COLLECTION, for example qdrant:http://localhost:6333/docs",
+            )
+        settings = cls(store=store, collection=collection, namespace=namespace or None)
+        if "://" in place:
+            settings = msgspec.structs.replace(settings, url=place)
+        elif place:
+            settings = msgspec.structs.replace(settings, store_path=str(Path(place).absolute()))
+        settings.check()
+        return settings
+
+    def __str__(self) -> str:
+        """What `parse` reads."""
+        place = self.url if self.url is not None else self.store_path
+        name = f"{self.store}:{place}/{self.collection}"
+        return f"{name}#{self.namespace}" if self.namespace else name
+
     def check(self) -> None:
         """Refuse settings that cannot work together.
 
@@ -96,7 +128,8 @@ class JobSettings(StoreSettings, frozen=True, kw_only=True):
 
     source: str
     """Absolute path, or `-` for standard input."""
-    format: Literal["auto", "jsonl", "json"] = "auto"
+    format: Literal["auto", "jsonl", "json", "store"] = "auto"
+    """`store`: the source is a collection, as `StoreSettings.parse` reads it; its vectors are copied."""
     json_path: str | None = None
     id_field: str = "id"
     text_fields: tuple[str, ...] = ("text",)

@@ -113,6 +113,8 @@ def verify_job(
         TerminalError: the store or the ledger cannot be read.
     """
     settings = checkpoint.settings
+    if settings.format == "store":
+        raise UsageError(f"the job {checkpoint.job} is a copy", "verify the job that made the collection")
     if repair and not checkpoint.finished:
         raise UsageError(
             f"the job {checkpoint.job} is not finished", f"finish it first: ragingest resume {checkpoint.job}"

@@ -16,9 +16,9 @@ from ragingest.checkpoint.manager import CheckpointManager
 from ragingest.checkpoint.state import Checkpoint, PartState
 from ragingest.decoding import Decoder, FieldMapping
 from ragingest.embedding import Embedding, open_embedding
-from ragingest.errors import ExitCode, SettingsChangedError, UsageError
+from ragingest.errors import ExitCode, RagingestError, SettingsChangedError, UsageError
 from ragingest.events import Counters, Emit, Noticed, RunFinished, RunStarted, Summary
-from ragingest.pipeline import Outcome, Pipeline, PipelineParts
+from ragingest.pipeline import Pipeline, PipelineParts
 from ragingest.protocols import CollectionSpec, Source, Store
 from ragingest.resources import ResourceManager, SystemGauge
 from ragingest.retries import patiently
@@ -28,7 +28,7 @@ from ragingest.stores import open_store
 from ragingest.stores.calls import StoreCalls
 from ragingest.version import __version__
 
-__all__ = ["JobRun", "checkpoint_of", "open_job"]
+__all__ = ["JobRun", "check_abilities", "checkpoint_of", "open_job", "summarize"]
 
 
 @dataclass(slots=True)
@@ -63,7 +63,17 @@ class JobRun:
             outcome = await self.pipeline.run()
             if outcome.checkpoint.finished:
                 self.manager.archive(outcome.checkpoint)
-            summary = self._summary(outcome)
+            summary = summarize(
+                self.manager,
+                outcome.checkpoint,
+                outcome.error,
+                source=self.source.name,
+                store=self.store.name,
+                embedder=self.embedding.name,
+                model=self.embedding.model,
+                stopped_by=self.stopped_by,
+                peak_memory_bytes=self.resources.peak_bytes,
+            )
         finally:
             await self.embedding.aclose()
             self.close()
@@ -75,38 +85,50 @@ class JobRun:
             part.close()
         self.lock.release()
 
-    def _summary(self, outcome: Outcome) -> Summary:
-        checkpoint, error = outcome.checkpoint, outcome.error
-        rejected = checkpoint.counters.rejected
-        if error is not None:
-            code = error.exit_code
-        elif checkpoint.status == "interrupted":
-            code = self.stopped_by
-        else:
-            code = ExitCode.REJECTS if rejected else ExitCode.OK
-        files = self.manager.files(self.job)
-        return Summary(
-            job=self.job,
-            run=checkpoint.run,
-            status=checkpoint.status,
-            source=self.source.name,
-            collection=checkpoint.settings.collection,
-            store=self.store.name,
-            embedder=self.embedding.name,
-            model=self.embedding.model,
-            counters=checkpoint.counters,
-            seconds=checkpoint.seconds,
-            attempts=checkpoint.attempts,
-            started=checkpoint.started,
-            updated=checkpoint.updated,
-            checkpoint=str(files.checkpoint),
-            rejects=str(files.rejects) if rejected else None,
-            reject_kinds=checkpoint.reject_kinds,
-            peak_memory_bytes=self.resources.peak_bytes,
-            message=error.message if error else "",
-            hint=error.hint if error else "",
-            exit_code=int(code),
-        )
+
+def summarize(
+    manager: CheckpointManager,
+    checkpoint: Checkpoint,
+    error: RagingestError | None,
+    *,
+    source: str,
+    store: str,
+    embedder: str,
+    model: str,
+    stopped_by: ExitCode,
+    peak_memory_bytes: int = 0,
+) -> Summary:
+    """What a run did, of its last checkpoint and of what ended it."""
+    rejected = checkpoint.counters.rejected
+    if error is not None:
+        code = error.exit_code
+    elif checkpoint.status == "interrupted":
+        code = stopped_by
+    else:
+        code = ExitCode.REJECTS if rejected else ExitCode.OK
+    files = manager.files(checkpoint.job)
+    return Summary(
+        job=checkpoint.job,
+        run=checkpoint.run,
+        status=checkpoint.status,
+        source=source,
+        collection=checkpoint.settings.collection,
+        store=store,
+        embedder=embedder,
+        model=model,
+        counters=checkpoint.counters,
+        seconds=checkpoint.seconds,
+        attempts=checkpoint.attempts,
+        started=checkpoint.started,
+        updated=checkpoint.updated,
+        checkpoint=str(files.checkpoint),
+        rejects=str(files.rejects) if rejected else None,
+        reject_kinds=checkpoint.reject_kinds,
+        peak_memory_bytes=peak_memory_bytes,
+        message=error.message if error else "",
+        hint=error.hint if error else "",
+        exit_code=int(code),
+    )
 
 
 def open_job(
@@ -144,7 +166,7 @@ def open_job(
         undo.append(ledger.close)
         store = open_store(settings, options.timeout)
         undo.append(store.close)
-        _check_abilities(store, options.layout)
+        check_abilities(store, options.layout)
         embedding = open_embedding(
             settings,
             options,
@@ -319,7 +341,7 @@ def _check_collection(store: Store, ledger: Ledger, job: str, settings: JobSetti
         )
 
 
-def _check_abilities(store: Store, layout: Layout) -> None:
+def check_abilities(store: Store, layout: Layout) -> None:
     """What the store cannot do is said before the run.
 
     Raises:

@@ -27,7 +27,8 @@ class PartState(msgspec.Struct, kw_only=True):
     """One part of the source: what identifies it, and which of its records are done.
 
     `done` are half-open ranges of ordinals. All records before `ordinal` are done, and it starts at
-    byte `offset`: that is where resuming begins to read.
+    byte `offset`: that is where resuming begins to read. `cursor` is what a store that is copied
+    calls that place.
     """
 
     name: str
@@ -37,6 +38,7 @@ class PartState(msgspec.Struct, kw_only=True):
     done: list[tuple[int, int]] = []
     ordinal: int = 0
     offset: int = 0
+    cursor: str | None = None
 
     @classmethod
     def of(cls, info: PartInfo) -> PartState:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from ragingest.cli import display
+from ragingest.cli.copy import copy
 from ragingest.cli.options import EXIT_CODES
 from ragingest.cli.plan import plan
 from ragingest.cli.resume import resume
@@ -40,6 +41,7 @@ app.command()(plan)
 app.command()(stats)
 app.command()(search)
 app.command(epilog=EXIT_CODES)(verify)
+app.command(epilog=EXIT_CODES)(copy)
 
 
 def _version(wanted: bool) -> None:

@@ -9,9 +9,10 @@ import typer
 
 from ragingest.checkpoint.manager import CheckpointManager
 from ragingest.cli import options as opt
-from ragingest.cli.supervise import run_to_exit
+from ragingest.cli.supervise import Supervised, run_to_exit
+from ragingest.copying import open_copy
 from ragingest.events import Emit, Noticed
-from ragingest.wiring import JobRun, checkpoint_of, open_job
+from ragingest.wiring import checkpoint_of, open_job
 
 __all__ = ["resume"]
 
@@ -42,7 +43,7 @@ def resume(
     A finished job is run again, which stores what is new or has changed.
     """
 
-    def start(emit: Emit) -> JobRun:
+    def start(emit: Emit) -> Supervised:
         checkpoint = checkpoint_of(CheckpointManager(checkpoint_dir), job, lambda _warning: None)
         options = opt.apply_options(
             checkpoint.options,
@@ -64,6 +65,7 @@ def resume(
         )
         if checkpoint.finished:
             emit(Noticed(f"the job {job} was finished: looking for what is new or has changed"))
-        return open_job(checkpoint.settings, options, checkpoint_dir, job=job, emit=emit)
+        begin = open_copy if checkpoint.settings.format == "store" else open_job
+        return begin(checkpoint.settings, options, checkpoint_dir, job=job, emit=emit)
 
     run_to_exit(start, quiet=quiet, as_json=json_, checkpoint_dir=checkpoint_dir)

@@ -8,15 +8,15 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import typer
 
 from ragingest.cli import display
 from ragingest.errors import ExitCode
 from ragingest.events import Emit, Noticed, Summary
-from ragingest.wiring import JobRun
 
-__all__ = ["run_to_exit"]
+__all__ = ["Supervised", "run_to_exit"]
 
 # The embedder and the store hold the interpreter's lock for milliseconds at a time; the event loop,
 # which only hands on work between them, should not wait its default 5 ms for it.
@@ -25,7 +25,21 @@ SWITCH_SECONDS = 0.001
 _CODES = {signal.SIGINT: ExitCode.SIGINT, signal.SIGTERM: ExitCode.SIGTERM}
 
 
-def run_to_exit(start: Callable[[Emit], JobRun], *, quiet: bool, as_json: bool, checkpoint_dir: Path) -> None:
+class Supervised(Protocol):
+    """A run or a copy that is open."""
+
+    def stop(self, stopped_by: ExitCode) -> None:
+        """Read no more, finish what is in flight; `stopped_by` becomes the exit code."""
+        ...
+
+    def abort(self) -> None:
+        """Stop at once; only what the store has confirmed counts."""
+        ...
+
+    async def run(self) -> Summary: ...
+
+
+def run_to_exit(start: Callable[[Emit], Supervised], *, quiet: bool, as_json: bool, checkpoint_dir: Path) -> None:
     """Open the job, run it, show what it did, exit with its code."""
     sys.setswitchinterval(SWITCH_SECONDS)
     with display.progress(quiet=quiet) as emit:
@@ -35,7 +49,7 @@ def run_to_exit(start: Callable[[Emit], JobRun], *, quiet: bool, as_json: bool, 
     raise typer.Exit(summary.exit_code)
 
 
-async def _supervised(job: JobRun, emit: Emit) -> Summary:
+async def _supervised(job: Supervised, emit: Emit) -> Summary:
     """Run with handlers: the first signal stops reading, the second stops at once, the third does not even save."""
     loop = asyncio.get_running_loop()
     signals = 0

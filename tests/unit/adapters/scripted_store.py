@@ -21,9 +21,9 @@ from ragingest.settings import Layout
 
 __all__ = ["POISON", "UNKEEPABLE", "ScriptedStore"]
 
-UNKEEPABLE = "cannot be kept"
+UNKEEPABLE = "!unkeepable!"
 """In a text: the store says so before it is sent."""
-POISON = "poison"
+POISON = "!poison!"
 """In a text: the server refuses the batch that holds it."""
 
 
