@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -151,7 +152,7 @@ class ResourceManager:
         self.peak_bytes = 0
         self._room = room or (lambda: concurrency)
         self._held = 0
-        self._freed = asyncio.Event()
+        self._waiting: deque[asyncio.Future[None]] = deque()
         self._gauge = gauge
         self._emit = emit
         self._sleep = sleep
@@ -176,12 +177,29 @@ class ResourceManager:
     @asynccontextmanager
     async def acquire(self) -> AsyncIterator[None]:
         """Hold one of the slots."""
-        while self._held >= min(self.concurrency, self._room()):
-            self._freed.clear()
-            await self._freed.wait()
+        while self._free() <= 0:
+            turn = asyncio.get_running_loop().create_future()
+            self._waiting.append(turn)
+            try:
+                await turn
+            except asyncio.CancelledError:
+                self._wake()  # whoever it was that this one was woken for
+                raise
         self._held += 1
         try:
             yield
         finally:
             self._held -= 1
-            self._freed.set()
+            self._wake()
+
+    def _free(self) -> int:
+        return min(self.concurrency, self._room()) - self._held
+
+    def _wake(self) -> None:
+        """Wake no more than there is room for: with many waiting, each wake in vain is CPU for nothing."""
+        free = self._free()
+        while free > 0 and self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                free -= 1

@@ -272,38 +272,41 @@ class RequestPacker(Generic[T]):
         self._max_bytes = max_bytes
         self._max_input_tokens = max_input_tokens
         self._count = count
+        self._special = estimator.bound(0)
         self._start()
 
     def _start(self) -> None:
         self._open: list[T] = []
-        self._size = TextSize()
+        self._bytes = 0
         self._certain = 0
         """Tokens of the open request, certainly not fewer than there are."""
-        self._uncounted: list[str] = []
-        """Texts that stand in `_certain` with their bound."""
+        self._coarse: list[str] = []
+        """Texts that stand in `_certain` with their bound, and are not in `_size` yet."""
+        self._size = TextSize()
 
     def add(self, item: T) -> list[list[T]]:
         """Take an item; return the requests, none to two, that it completes or does not fit into."""
         text = self._text(item)
-        size = measure(text)
-        bound = self._estimator.bound(size.bytes)
+        # Measuring costs more than all the rest, and matters only where the bytes do not decide.
+        bytes_ = len(text) if text.isascii() else len(text.encode())
+        bound = bytes_ + self._special
         exact: int | None = None
         limit = self._max_input_tokens
         if limit is not None and bound > limit:
             exact = self._exactly(text)
-            if exact > limit if exact is not None else self._estimator.doubtful(size, limit):
+            if exact > limit if exact is not None else self._estimator.doubtful(measure(text), limit):
                 rest = self.flush()
                 return [rest, [item]] if rest else [[item]]
         full: list[list[T]] = []
         if self._open:
-            fits, exact = self._fits(text, size, exact)
+            fits, exact = self._fits(text, bytes_, exact)
             if not fits:
                 full.append(self.flush())
         self._open.append(item)
-        self._size = self._size.plus(size)
+        self._bytes += bytes_
         self._certain += bound if exact is None else exact
-        if exact is None and self._count is not None:
-            self._uncounted.append(text)
+        if exact is None:
+            self._coarse.append(text)
         if len(self._open) >= self._max_inputs:
             full.append(self.flush())
         return full
@@ -322,26 +325,28 @@ class RequestPacker(Generic[T]):
         if rest:
             yield rest
 
-    def _fits(self, text: str, size: TextSize, exact: int | None) -> tuple[bool, int | None]:
+    def _fits(self, text: str, bytes_: int, exact: int | None) -> tuple[bool, int | None]:
         """Whether the open request has room for the text; and its exact tokens, if they are known now."""
-        if self._max_bytes is not None and self._size.bytes + size.bytes > self._max_bytes:
+        if self._max_bytes is not None and self._bytes + bytes_ > self._max_bytes:
             return False, exact
-        estimator, limit = self._estimator, self._max_tokens
-        bound = estimator.bound(size.bytes)
+        limit = self._max_tokens
+        bound = bytes_ + self._special
         if limit is None or self._certain + (bound if exact is None else exact) <= limit:
             return True, exact
+        coarse, self._coarse = self._coarse, []
         if self._count is None:
-            both = self._size.plus(size)
-            return estimator.charge(both.bytes, both.texts, strange=both.strange) <= limit, None
-        for counted in self._uncounted:
-            self._certain += (self._exactly(counted) or 0) - estimator.bound(len(counted.encode()))
-        self._uncounted = []
+            for other in coarse:
+                self._size = self._size.plus(measure(other))
+            both = self._size.plus(measure(text))
+            return self._estimator.charge(both.bytes, both.texts, strange=both.strange) <= limit, None
+        for other in coarse:
+            self._certain += (self._exactly(other) or 0) - self._estimator.bound(len(other.encode()))
         if exact is None and self._certain + bound > limit:
             exact = self._exactly(text)
         return self._certain + (bound if exact is None else exact) <= limit, exact
 
     def _exactly(self, text: str) -> int | None:
-        return None if self._count is None else self._count(text) + self._estimator.bound(0)
+        return None if self._count is None else self._count(text) + self._special
 
 
 # -- exact counts ------------------------------------------------------------------------------------

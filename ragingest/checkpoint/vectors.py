@@ -100,6 +100,10 @@ class PaidVectors:
         """What a person should know of damage to the files as such; empty if there was none."""
         return "; ".join(self._file.warnings)
 
+    def likely(self, digests: Sequence[bytes]) -> Sequence[bytes]:
+        """Those that `get` may find: it need not be asked for the others. In memory; from any thread."""
+        return self._kept.likely(digests)
+
     def get(self, digests: Sequence[bytes]) -> dict[bytes, Vector]:
         """The vectors, shape (d,), of those texts that are here and whole. Read-only arrays."""
         with self._explained():
@@ -159,6 +163,8 @@ class PaidVectors:
 class _Kept(Protocol):
     """How the records of a file are found; the contract is that of `PaidVectors`."""
 
+    def likely(self, digests: Sequence[bytes]) -> Sequence[bytes]: ...
+
     def get(self, digests: Sequence[bytes]) -> dict[bytes, Vector]: ...
 
     def put(self, digests: Sequence[bytes], vectors: Vector) -> None: ...
@@ -196,6 +202,10 @@ class _Spool:
             self._owners.append(None)
             heappush(self._free, slot)
         self._shrink()
+
+    def likely(self, digests: Sequence[bytes]) -> Sequence[bytes]:
+        slots = self._slots
+        return [digest for digest in digests if digest in slots]
 
     def get(self, digests: Sequence[bytes]) -> dict[bytes, Vector]:
         found: dict[bytes, Vector] = {}
@@ -327,6 +337,9 @@ class _Cache:
         self._index = file.path.with_name(file.path.name + ".index")
         self._db: sqlite3.Connection | None = None
         self._indexed(lambda _: None)
+
+    def likely(self, digests: Sequence[bytes]) -> Sequence[bytes]:
+        return digests
 
     def get(self, digests: Sequence[bytes]) -> dict[bytes, Vector]:
         return self._indexed(lambda db: self._get(db, digests))

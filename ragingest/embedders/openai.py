@@ -122,9 +122,9 @@ class OpenAIRequests:
         rows = answer.data
         if len(rows) != count:
             raise TransientError(f"{self._url} answered {len(rows)} vectors for {count} texts")
-        if any(row.index != number for number, row in enumerate(rows)):
+        if [row.index for row in rows] != list(range(count)):
             rows = sorted(rows, key=lambda row: row.index)
-            if any(row.index != number for number, row in enumerate(rows)):
+            if [row.index for row in rows] != list(range(count)):
                 raise TransientError(f"{self._url} answered vectors whose indexes are not 0 to {count - 1}")
         usage = answer.usage or _Usage()
         return Answer(self._vectors(rows), usage.total_tokens or usage.prompt_tokens, news)
@@ -132,7 +132,7 @@ class OpenAIRequests:
     def _vectors(self, rows: list[_Row]) -> Vectors:
         embeddings = [row.embedding for row in rows]
         first = embeddings[0]
-        if any(type(other) is not type(first) or len(other) != len(first) for other in embeddings):
+        if len(set(map(type, embeddings))) > 1 or len(set(map(len, embeddings))) > 1:
             raise TransientError(f"{self._url} answered vectors of different lengths or kinds")
         if not first or (isinstance(first, bytes) and len(first) % 4):
             raise TransientError(f"{self._url} answered something that is no vector")

@@ -12,10 +12,10 @@ import asyncio
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import reduce
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -31,6 +31,8 @@ from ragingest.retries import retrying
 from ragingest.tokens import TextSize, TokenEstimator, measure
 
 __all__ = ["RemoteCalls", "RemoteLimits", "ask"]
+
+T = TypeVar("T")
 
 Clock = Callable[[], float]
 Sleep = Callable[[float], Awaitable[None]]
@@ -93,8 +95,9 @@ class RemoteCalls:
         self._breaker = CircuitBreaker(
             give_up_after=limits.give_up_after, name=api.name, on_change=on_change, clock=clock, sleep=sleep
         )
-        self._under_way: dict[bytes, asyncio.Future[Vectors]] = {}
+        self._under_way: dict[bytes, _Purchase] = {}
         self._unconfirmed: Counter[bytes] = Counter()
+        self._bounded = limits.max_cost is not None or limits.max_tokens is not None
         self._tokens_set_aside = 0
         self._settled = asyncio.Event()
         self._disk = ThreadPoolExecutor(1, "vectors")
@@ -106,29 +109,33 @@ class RemoteCalls:
             RejectedError: the server refuses the batch as it is.
             TerminalError: it refuses everything, has failed for too long, or a limit of the user is reached.
         """
-        digests = [_digest(chunk) for chunk in chunks]
-        self._unconfirmed.update(digests)
+        texts = [chunk.text for chunk in chunks]
+        digests = [chunk.digest or _digest(chunk) for chunk in chunks]
+        if self._kept is not None:
+            self._unconfirmed.update(digests)
+        # While the request is under way.
+        sparse = None
+        if self._sparse is not None:
+            sparse = asyncio.get_running_loop().run_in_executor(None, self._sparse, texts)
         try:
-            vectors = await self._vectors({_digest(chunk): chunk.text for chunk in chunks}, len(chunks))
-            dense = np.empty((len(chunks), self._dimensions), dtype=np.float32)
-            for row, digest in enumerate(digests):
-                dense[row] = vectors[digest]
-            batch = EmbeddedBatch(list(chunks), dense)
-            if self._sparse is not None:
-                batch.sparse = await asyncio.to_thread(self._sparse, [chunk.text for chunk in chunks])
+            dense = await self._vectors(digests, texts)
+            return EmbeddedBatch(list(chunks), dense, None if sparse is None else await sparse)
         except BaseException:
             self._forget(digests)
+            if sparse is not None:
+                sparse.add_done_callback(_passed_over)
             raise
-        return batch
 
     async def confirmed(self, chunks: Sequence[Chunk]) -> None:
         """The store has these: their vectors need not be kept any longer, unless the same text waits elsewhere."""
         done = self._forget([_digest(chunk) for chunk in chunks])
         if self._kept is not None:
-            await asyncio.get_running_loop().run_in_executor(self._disk, self._kept.drop, done)
+            await self._on_the_disks_thread(self._kept.drop, done)
 
     def _forget(self, digests: Sequence[bytes]) -> list[bytes]:
         """These no longer wait for the store; those that nobody else waits for."""
+        if self._kept is None:
+            return []
         done = []
         for digest in digests:
             self._unconfirmed[digest] -= 1
@@ -149,63 +156,75 @@ class RemoteCalls:
     # -- what is there already -------------------------------------------------------------------
 
     async def _on_disk(self, digests: list[bytes]) -> dict[bytes, Vectors]:
-        if self._kept is None:
+        if self._kept is None or not (likely := self._kept.likely(digests)):
             return {}
-        return await asyncio.get_running_loop().run_in_executor(self._disk, self._kept.get, digests)
+        return await self._on_the_disks_thread(self._kept.get, likely)
 
-    async def _keep(self, digests: list[bytes], vectors: Vectors) -> None:
-        if self._kept is not None:
-            await asyncio.get_running_loop().run_in_executor(self._disk, self._kept.put, digests, vectors)
+    def _on_the_disks_thread(self, work: Callable[..., T], *args: Any) -> asyncio.Future[T]:
+        return asyncio.get_running_loop().run_in_executor(self._disk, work, *args)
 
-    async def _vectors(self, texts: dict[bytes, str], chunks: int) -> dict[bytes, Vectors]:
+    async def _vectors(self, digests: list[bytes], texts: list[str]) -> Vectors:
         """The vector of each text: from disk, from the batch that has it under way, or bought here.
 
         What another batch did not get is looked for again: a half of that batch may have it under way by now.
         """
-        vectors: dict[bytes, Vectors] = {}
+        text_of = dict(zip(digests, texts, strict=True))
+        found: dict[bytes, Vectors] = {}
         bought = 0
-        while missing := [digest for digest in texts if digest not in vectors]:
-            vectors.update(await self._on_disk(missing))
-            missing = [digest for digest in missing if digest not in vectors]
+        while missing := [digest for digest in text_of if digest not in found]:
+            found.update(await self._on_disk(missing))
+            missing = [digest for digest in missing if digest not in found]
             # Nothing is awaited from here until `_buy` has entered its texts: none is under way twice.
-            others = {digest: self._under_way[digest] for digest in missing if digest in self._under_way}
-            wanted = [digest for digest in missing if digest not in others]
+            others = {self._under_way[digest]: None for digest in missing if digest in self._under_way}
+            wanted = [digest for digest in missing if digest not in self._under_way]
             if wanted:
-                vectors.update(await self._buy(wanted, [texts[digest] for digest in wanted]))
+                vectors = await self._buy(wanted, [text_of[digest] for digest in wanted])
+                if len(wanted) == len(digests):
+                    return vectors
+                found.update(zip(wanted, vectors, strict=True))
                 bought += len(wanted)
-            for digest, future in others.items():
-                vector = await _from_other(future)
-                if vector is not None:
-                    vectors[digest] = vector
-        self._books.reused += chunks - bought
-        return vectors
+            for other in others:
+                found.update(await other.vectors_of(missing))
+        self._books.reused += len(digests) - bought
+        dense = np.empty((len(digests), self._dimensions), dtype=np.float32)
+        for row, digest in enumerate(digests):
+            dense[row] = found[digest]
+        return dense
 
     # -- the wire ----------------------------------------------------------------------------------
 
-    async def _buy(self, digests: list[bytes], texts: list[str]) -> dict[bytes, Vectors]:
-        loop = asyncio.get_running_loop()
-        futures = {digest: loop.create_future() for digest in digests}
-        self._under_way.update(futures)
+    async def _buy(self, digests: list[bytes], texts: list[str]) -> Vectors:
+        """Vectors from the wire, kept before they are handed on; row i is that of text i."""
+        purchase = _Purchase(digests)
+        self._under_way.update(dict.fromkeys(digests, purchase))
+        vectors = None
         try:
-            answer = await self._with_retries(texts)
-            await self._keep(digests, answer.vectors)
-        except BaseException as error:
-            for future in futures.values():
-                future.cancel() if not isinstance(error, RejectedError) else future.set_exception(error)
-                future.exception() if not future.cancelled() else None
+            vectors = (await self._with_retries(texts)).vectors
+            if self._kept is not None:
+                await self._on_the_disks_thread(self._kept.put, digests, vectors)
+        except BaseException:
+            vectors = None
             raise
         finally:
             for digest in digests:
                 del self._under_way[digest]
-        found = dict(zip(digests, answer.vectors, strict=True))
-        for digest, future in futures.items():
-            future.set_result(found[digest])
-        return found
+            purchase.over(vectors)
+        return vectors
 
     async def _with_retries(self, texts: list[str]) -> Answer:
-        attempts = retrying(self._limits.give_up_after, self._clock, self._backoff)
+        size = self._size(texts)
         try:
-            return await attempts(self._once, texts)
+            return await self._once(texts, size)
+        except TransientError as error:
+            failure: list[TransientError] = [error]
+
+        async def another_try() -> Answer:
+            if failure:
+                raise failure.pop()
+            return await self._once(texts, size)
+
+        try:
+            return await retrying(self._limits.give_up_after, self._clock, self._backoff)(another_try)
         except TransientError as error:
             raise TerminalError(str(error), "resume when it is over; nothing that is done is lost") from None
 
@@ -213,11 +232,20 @@ class RemoteCalls:
         self._books.waited += seconds
         await self._sleep(seconds)
 
-    async def _once(self, texts: list[str]) -> Answer:
+    def _size(self, texts: list[str]) -> TextSize:
+        """Of all; what is strange and wide in them only where the estimator asks for it, since it costs as much
+        as everything else here."""
+        text = "".join(texts)
+        bytes_ = len(text) if text.isascii() else len(text.encode())
+        limit = self._max_request_tokens
+        if self._bounded or self._estimator.ratio is None or (limit is not None and 2 * bytes_ > limit):
+            return measure(text)._replace(texts=len(texts))
+        return TextSize(len(texts), bytes_)
+
+    async def _once(self, texts: list[str], size: TextSize) -> Answer:
         """One request on the wire, when the breaker, a slot and both budgets allow it."""
-        size = reduce(TextSize.plus, map(measure, texts))
         estimate = self._estimator.estimate(size.bytes, len(texts), wide=size.wide)
-        most = self._estimator.charge(size.bytes, len(texts), strange=size.strange)
+        most = self._estimator.charge(size.bytes, len(texts), strange=size.strange) if self._bounded else 0
         await self._breaker.before()
         try:
             async with self.concurrency.slot() as slot:
@@ -363,14 +391,30 @@ async def ask(api: EmbeddingRequests, text: str, books: Books, give_up_after: fl
     return await retrying(give_up_after, time.monotonic, asyncio.sleep)(once)
 
 
-async def _from_other(future: asyncio.Future[Vectors]) -> Vectors | None:
-    """The vector of a text that another batch has sent; None if that batch failed."""
-    try:
-        return await asyncio.shield(future)
-    except (RejectedError, asyncio.CancelledError):
-        if asyncio.current_task().cancelling():  # type: ignore[union-attr]  # runs in a task
-            raise
-        return None
+class _Purchase:
+    """Texts that are under way together: others that need one of them wait for it."""
+
+    def __init__(self, digests: list[bytes]) -> None:
+        self._digests = digests
+        self._over: asyncio.Future[Vectors | None] = asyncio.get_running_loop().create_future()
+
+    def over(self, vectors: Vectors | None) -> None:
+        """Here they are, shape (n, d); None if they will not come."""
+        self._over.set_result(vectors)
+
+    async def vectors_of(self, digests: Iterable[bytes]) -> dict[bytes, Vectors]:
+        """The vectors of those `digests` that are in it; none if it failed."""
+        vectors = await asyncio.shield(self._over)  # one that waits and is cancelled must not end it for others
+        if vectors is None:
+            return {}
+        rows = dict(zip(self._digests, vectors, strict=True))
+        return {digest: rows[digest] for digest in digests if digest in rows}
+
+
+def _passed_over(future: asyncio.Future[Any]) -> None:
+    """Its outcome is of no use any more; asyncio would report an error that nobody has looked at."""
+    if not future.cancelled():
+        future.exception()
 
 
 def _digest(chunk: Chunk) -> bytes:
