@@ -124,13 +124,18 @@ class PaidVectors:
                 self._kept.put(digests, vectors)
 
     def drop(self, digests: Sequence[bytes]) -> None:
-        """The store has confirmed all that was waiting for these: a spool forgets them, a cache does not."""
+        """The store has confirmed all that was waiting for these: a spool forgets them, a cache does not.
+
+        A process that dies before the next `sync` may find them again, which is no harm: they are
+        what the model made of these texts.
+        """
         with self._explained():
             self._kept.drop(digests)
 
     def sync(self) -> None:
-        """Make all that was put survive a loss of power."""
+        """Make all that was put survive a loss of power, and all that was dropped stay so."""
         with self._explained():
+            self._kept.settle()
             self._file.sync()
 
     def __len__(self) -> int:
@@ -171,6 +176,10 @@ class _Kept(Protocol):
 
     def drop(self, digests: Sequence[bytes]) -> None: ...
 
+    def settle(self) -> None:
+        """Write down what is only in memory yet."""
+        ...
+
     def __len__(self) -> int: ...
 
     def index_bytes(self) -> int: ...
@@ -189,6 +198,7 @@ class _Spool:
         self._slots: dict[bytes, int] = {}
         self._owners: list[bytes | None] = []
         self._free: list[int] = []  # a heap; an entry counts only while its slot has no owner
+        self._unmarked: set[int] = set()  # dropped, and the file does not say so: most are used again before it must
         self._slack = SLACK_BYTES // file.record_bytes
         for slot, digest in file.scan():
             if digest and digest not in self._slots:
@@ -250,6 +260,10 @@ class _Spool:
         self._release({digest for digest in digests if digest in self._slots})
         self._shrink()
 
+    def settle(self) -> None:
+        self._file.drop(sorted(self._unmarked))
+        self._unmarked.clear()
+
     def __len__(self) -> int:
         return len(self._slots)
 
@@ -257,7 +271,9 @@ class _Spool:
         return 0
 
     def close(self) -> None:
-        if not self._slots:
+        if self._slots:
+            self.settle()
+        else:
             self._file.path.unlink(missing_ok=True)
 
     def _take(self, n: int) -> list[int]:
@@ -277,6 +293,7 @@ class _Spool:
         for digest, slot in zip(digests, slots, strict=True):
             self._slots[digest] = slot
             self._owners[slot] = digest
+        self._unmarked.difference_update(slots)
 
     def _own_what_is_whole(self, digests: Sequence[bytes], slots: Sequence[int]) -> None:
         for digest, slot in zip(digests, slots, strict=True):
@@ -288,7 +305,7 @@ class _Spool:
     def _release(self, digests: Iterable[bytes]) -> None:
         """Drop these, which are here."""
         slots = sorted(map(self._slots.pop, digests))
-        self._file.drop(slots)
+        self._unmarked.update(slots)
         owners, free = self._owners, self._free
         for slot in slots:
             owners[slot] = None
@@ -303,6 +320,7 @@ class _Spool:
             owners.pop()
         if self._file.slots() - len(owners) > self._slack:
             self._file.truncate(len(owners))
+            self._unmarked = {slot for slot in self._unmarked if slot < len(owners)}
 
     def _compact(self) -> None:
         """Move the last records into the first free slots. At each moment every record is whole in one slot."""
@@ -321,6 +339,7 @@ class _Spool:
             self._slots[digest] = target
             owners[target] = digest
             owners[slot] = None
+            self._unmarked.discard(target)
             self._file.drop([slot])
         self._free = [slot for slot, owner in enumerate(owners) if owner is None]
 
@@ -355,6 +374,9 @@ class _Cache:
         self._indexed(append)
 
     def drop(self, digests: Sequence[bytes]) -> None:
+        pass
+
+    def settle(self) -> None:
         pass
 
     def __len__(self) -> int:

@@ -17,7 +17,7 @@ from ragingest.checkpoint.vectors import PaidVectors
 
 MODEL = "some-model"
 BLOCK = 4096
-HEADER = 20
+HEADER = 24
 
 
 def digest(text: int | str) -> bytes:

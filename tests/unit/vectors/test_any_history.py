@@ -41,7 +41,10 @@ budgets = st.integers(0, 13 * RECORD)
 
 
 class History(RuleBasedStateMachine):
-    """`sure`: put, not dropped, not damaged. `doubtful`: may be there or not. All others are not there."""
+    """`sure`: put, not dropped, not damaged. `doubtful`: may be there or not. All others are not there.
+
+    `dropped`: since the last sync; these may come back if the process dies.
+    """
 
     keep: ClassVar[bool]
 
@@ -53,6 +56,7 @@ class History(RuleBasedStateMachine):
         self.lives = 0
         self.sure: set[bytes] = set()
         self.doubtful: set[bytes] = set()
+        self.dropped: set[bytes] = set()
         self.paid = self.open()
 
     def open(self) -> PaidVectors:
@@ -68,6 +72,8 @@ class History(RuleBasedStateMachine):
     def die(self) -> Path:
         """What a killed process leaves behind: the files as they are. Returns the copied record file."""
         self.lives += 1
+        self.doubtful |= self.dropped - self.sure
+        self.dropped.clear()
         shutil.copytree(self.paid.path.parent, self.root / str(self.lives))
         self.paid.close()
         return self.root / str(self.lives) / self.paid.path.name
@@ -92,14 +98,21 @@ class History(RuleBasedStateMachine):
     def drop(self, keys: list[bytes]) -> None:
         self.paid.drop(keys)
         if not self.keep:
+            self.dropped.update(keys)
             self.sure.difference_update(keys)
             self.doubtful.difference_update(keys)
             most = max(SLACK, module.SPREAD * len(self.paid)) + SLACK
             assert self.paid.bytes_on_disk() <= BLOCK + most * RECORD
 
     @rule()
+    def sync(self) -> None:
+        self.paid.sync()
+        self.dropped.clear()
+
+    @rule()
     def reopen(self) -> None:
         self.paid.close()
+        self.dropped.clear()
         self.paid = self.open()
 
     @invariant()
@@ -134,9 +147,12 @@ class History(RuleBasedStateMachine):
         try:
             with dies_after(budget):
                 self.paid.drop(keys)
+                self.paid.sync()
         except KilledError:
+            self.dropped.update(self.sure & set(keys))
             self.unsure(keys)
         else:
+            self.dropped.clear()
             self.forget(keys)
         self.die()
         self.paid = self.open()

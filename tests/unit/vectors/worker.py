@@ -31,6 +31,7 @@ def main() -> None:
         if batch % 3 == 2:
             tell("dropping", batch - 1)
             paid.drop(texts(name, batch - 1))
+            paid.sync()
             tell("dropped", batch - 1)
 
 
