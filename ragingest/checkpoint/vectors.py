@@ -18,6 +18,7 @@ import hashlib
 import os
 import re
 import sqlite3
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from heapq import heappop, heappush
@@ -61,7 +62,8 @@ _DAMAGE = {sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ, sqlite3.S
 
 
 class PaidVectors:
-    """Digest of a text -> the vector that one model made of it. Used by one thread at a time.
+    """Digest of a text -> the vector that one model made of it. Used by one thread at a time, but for
+    `likely` and `drop`, which any thread may call at any time and which never wait for the disk.
 
     The vectors of each model and number of dimensions have a file of their own, named after `path`.
     Without `keep` it belongs to one job, which drops what its store has confirmed; with `keep` it
@@ -101,7 +103,7 @@ class PaidVectors:
         return "; ".join(self._file.warnings)
 
     def likely(self, digests: Sequence[bytes]) -> Sequence[bytes]:
-        """Those that `get` may find: it need not be asked for the others. In memory; from any thread."""
+        """Those that `get` may find: it need not be asked for the others."""
         return self._kept.likely(digests)
 
     def get(self, digests: Sequence[bytes]) -> dict[bytes, Vector]:
@@ -129,8 +131,7 @@ class PaidVectors:
         A process that dies before the next `sync` may find them again, which is no harm: they are
         what the model made of these texts.
         """
-        with self._explained():
-            self._kept.drop(digests)
+        self._kept.drop(digests)
 
     def sync(self) -> None:
         """Make all that was put survive a loss of power, and all that was dropped stay so."""
@@ -190,7 +191,8 @@ class _Kept(Protocol):
 class _Spool:
     """Pending vectors of one job: a dict of them, and the lowest free slots used first.
 
-    The file is at most `SPREAD` times what is pending, and twice `SLACK_BYTES`.
+    The file is at most `SPREAD` times what is pending, and twice `SLACK_BYTES`, as of the last put
+    or sync. What is dropped in between stays where it is until then, so a read finds it whole.
     """
 
     def __init__(self, file: RecordFile) -> None:
@@ -198,8 +200,11 @@ class _Spool:
         self._slots: dict[bytes, int] = {}
         self._owners: list[bytes | None] = []
         self._free: list[int] = []  # a heap; an entry counts only while its slot has no owner
-        self._unmarked: set[int] = set()  # dropped, and the file does not say so: most are used again before it must
+        self._unmarked: set[int] = (
+            set()
+        )  # dropped, and the file does not say so: most are used again before it must
         self._slack = SLACK_BYTES // file.record_bytes
+        self._changing = threading.Lock()
         for slot, digest in file.scan():
             if digest and digest not in self._slots:
                 self._slots[digest] = slot
@@ -225,12 +230,13 @@ class _Spool:
                 continue
             vector = self._file.vector_of(slot, digest)
             if vector is None:
-                self._release([digest])
+                self.drop([digest])
             else:
                 found[digest] = vector
         return found
 
     def put(self, digests: Sequence[bytes], vectors: Vector) -> None:
+        self._shrink()
         rows: dict[bytes, int] = {}
         for row, digest in enumerate(digests):
             if digest not in self._slots:
@@ -242,7 +248,8 @@ class _Spool:
             vectors = vectors[list(rows.values())]
         records = self._file.encode(new, vectors)
         size = self._file.record_bytes
-        slots = self._take(len(new))
+        with self._changing:
+            slots = self._take(len(new))
         first = 0
         try:
             while first < len(new):
@@ -257,12 +264,17 @@ class _Spool:
             raise
 
     def drop(self, digests: Sequence[bytes]) -> None:
-        self._release({digest for digest in digests if digest in self._slots})
-        self._shrink()
+        with self._changing:
+            slots = [self._slots.pop(digest) for digest in digests if digest in self._slots]
+            self._unmarked.update(slots)
+            owners, free = self._owners, self._free
+            for slot in slots:
+                owners[slot] = None
+                heappush(free, slot)
 
     def settle(self) -> None:
-        self._file.drop(sorted(self._unmarked))
-        self._unmarked.clear()
+        self._shrink()
+        self._mark()
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -272,9 +284,14 @@ class _Spool:
 
     def close(self) -> None:
         if self._slots:
-            self.settle()
+            self._mark()
         else:
             self._file.path.unlink(missing_ok=True)
+
+    def _mark(self) -> None:
+        with self._changing:
+            unmarked, self._unmarked = sorted(self._unmarked), set()
+        self._file.drop(unmarked)
 
     def _take(self, n: int) -> list[int]:
         """The lowest `n` free slots, ascending, those behind the last included."""
@@ -290,58 +307,59 @@ class _Spool:
         return slots
 
     def _own(self, digests: Sequence[bytes], slots: Sequence[int]) -> None:
-        for digest, slot in zip(digests, slots, strict=True):
-            self._slots[digest] = slot
-            self._owners[slot] = digest
-        self._unmarked.difference_update(slots)
+        with self._changing:
+            for digest, slot in zip(digests, slots, strict=True):
+                self._slots[digest] = slot
+                self._owners[slot] = digest
+            self._unmarked.difference_update(slots)
 
     def _own_what_is_whole(self, digests: Sequence[bytes], slots: Sequence[int]) -> None:
         for digest, slot in zip(digests, slots, strict=True):
             if self._file.holds(slot, digest):
                 self._own([digest], [slot])
             else:
-                heappush(self._free, slot)
-
-    def _release(self, digests: Iterable[bytes]) -> None:
-        """Drop these, which are here."""
-        slots = sorted(map(self._slots.pop, digests))
-        self._unmarked.update(slots)
-        owners, free = self._owners, self._free
-        for slot in slots:
-            owners[slot] = None
-            heappush(free, slot)
+                with self._changing:
+                    heappush(self._free, slot)
 
     def _shrink(self) -> None:
         """Give room back, when there is much."""
         owners = self._owners
         if len(owners) > max(self._slack, SPREAD * len(self._slots)):
             self._compact()
-        while owners and owners[-1] is None:
-            owners.pop()
-        if self._file.slots() - len(owners) > self._slack:
-            self._file.truncate(len(owners))
-            self._unmarked = {slot for slot in self._unmarked if slot < len(owners)}
+        with self._changing:
+            while owners and owners[-1] is None:
+                owners.pop()
+            if self._file.slots() - len(owners) > self._slack:
+                self._file.truncate(len(owners))
+                self._unmarked = {slot for slot in self._unmarked if slot < len(owners)}
 
     def _compact(self) -> None:
         """Move the last records into the first free slots. At each moment every record is whole in one slot."""
-        owners = self._owners
-        free = (slot for slot in range(len(self._slots)) if owners[slot] is None)
-        for slot in range(len(self._slots), len(owners)):
+        with self._changing:
+            owners = list(self._owners)
+        pending = len(owners) - owners.count(None)
+        free = (slot for slot in range(pending) if owners[slot] is None)
+        for slot in range(pending, len(owners)):
             digest = owners[slot]
             if digest is None:
                 continue
             record = self._file.record_of(slot, digest)
             if record is None:
-                self._release([digest])
+                self.drop([digest])
                 continue
             target = next(free)
             self._file.write(target, record)
-            self._slots[digest] = target
-            owners[target] = digest
-            owners[slot] = None
-            self._unmarked.discard(target)
-            self._file.drop([slot])
-        self._free = [slot for slot, owner in enumerate(owners) if owner is None]
+            with self._changing:
+                self._owners[slot] = None
+                self._unmarked.add(slot)
+                if self._slots.get(digest) == slot:
+                    self._slots[digest] = target
+                    self._owners[target] = digest
+                    self._unmarked.discard(target)
+                else:  # dropped meanwhile
+                    self._unmarked.add(target)
+        with self._changing:
+            self._free = [slot for slot, owner in enumerate(self._owners) if owner is None]
 
 
 class _Cache:

@@ -128,9 +128,9 @@ class RemoteCalls:
 
     async def confirmed(self, chunks: Sequence[Chunk]) -> None:
         """The store has these: their vectors need not be kept any longer, unless the same text waits elsewhere."""
-        done = self._forget([_digest(chunk) for chunk in chunks])
+        done = self._forget([chunk.digest or _digest(chunk) for chunk in chunks])
         if self._kept is not None:
-            await self._on_the_disks_thread(self._kept.drop, done)
+            self._kept.drop(done)
 
     def _forget(self, digests: Sequence[bytes]) -> list[bytes]:
         """These no longer wait for the store; those that nobody else waits for."""
@@ -418,6 +418,9 @@ def _passed_over(future: asyncio.Future[Any]) -> None:
 
 
 def _digest(chunk: Chunk) -> bytes:
-    if chunk.digest is None:
+    document = chunk.document
+    if chunk.text is document.text:
+        chunk.digest = document.digest[:TEXT_DIGEST_BYTES]
+    else:
         chunk.digest = hashlib.blake2b(chunk.text.encode(), digest_size=TEXT_DIGEST_BYTES).digest()
     return chunk.digest

@@ -3,10 +3,12 @@ from __future__ import annotations
 import fcntl
 import os
 import resource
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from queue import SimpleQueue
 from unittest import mock
 
 import numpy as np
@@ -386,6 +388,38 @@ def test_a_spool_uses_its_room_again(tmp_path: Path) -> None:
     paid.close()
 
 
+def test_another_thread_may_drop_while_a_spool_is_written_and_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SLACK_BYTES", 20 * RECORD)
+    paid = PaidVectors(tmp_path / "job.vectors", MODEL, DIMENSIONS, keep=False)
+    batches = [digests(f"{batch} {number}" for number in range(30)) for batch in range(200)]
+    put_already: SimpleQueue[list[bytes] | None] = SimpleQueue()
+
+    def confirm() -> None:
+        while (batch := put_already.get()) is not None:
+            paid.drop(batch[1:])
+
+    confirming = threading.Thread(target=confirm)
+    confirming.start()
+    for number, batch in enumerate(batches):
+        put(paid, batch)
+        put_already.put(batch)
+        assert batch[0] in found(paid, batch)
+        if number % 20 == 0:
+            paid.sync()
+    put_already.put(None)
+    confirming.join()
+    paid.sync()
+    left = {batch[0] for batch in batches}
+    assert found(paid, [key for batch in batches for key in batch]) == left
+    assert paid.damaged == 0
+    paid.close()
+    again = PaidVectors(tmp_path / "job.vectors", MODEL, DIMENSIONS, keep=False)
+    assert found(again, [key for batch in batches for key in batch]) == left
+    again.close()
+
+
 @pytest.mark.parametrize("left", [0, 1, 20])
 def test_a_spool_gives_room_back_after_an_outage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: int
@@ -397,6 +431,7 @@ def test_a_spool_gives_room_back_after_an_outage(
     put(paid, texts)
     for start in range(0, 2000 - left, 90):
         paid.drop(texts[start : min(start + 90, 2000 - left)])
+    paid.sync()
     assert paid.bytes_on_disk() <= BLOCK + (max(10, 4 * left) + 10) * RECORD
     assert found(paid, texts) == set(texts[2000 - left :])
     put(paid, texts[:100])
@@ -411,6 +446,7 @@ def test_a_record_that_was_moved_and_dropped_does_not_come_back(
     paid = PaidVectors(tmp_path / "job.vectors", MODEL, DIMENSIONS, keep=False)
     put(paid, TEXTS[:5])
     paid.drop(TEXTS[:4])
+    paid.sync()
     assert slot_of(paid.path, TEXTS[4]) == BLOCK
     paid.drop(TEXTS[4:5])
     paid.sync()
@@ -424,8 +460,9 @@ def test_a_move_cut_short_by_a_kill_leaves_one_record(tmp_path: Path, monkeypatc
     monkeypatch.setattr(module, "SLACK_BYTES", 4 * RECORD)
     paid = PaidVectors(tmp_path / "job.vectors", MODEL, DIMENSIONS, keep=False)
     put(paid, TEXTS[:5])
+    paid.drop(TEXTS[:4])
     with dies_after(RECORD), pytest.raises(KilledError):
-        paid.drop(TEXTS[:4])
+        paid.sync()
     assert paid.path.read_bytes().count(TEXTS[4]) == 2
     second = PaidVectors(tmp_path / "job.vectors", MODEL, DIMENSIONS, keep=False)
     # The dropped ones come back too, but for the one whose room was used: nobody had said so in the file.
@@ -442,8 +479,9 @@ def test_a_move_cut_short_by_a_full_disk_loses_nothing(tmp_path: Path, monkeypat
     monkeypatch.setattr(module, "SLACK_BYTES", 4 * RECORD)
     paid = PaidVectors(tmp_path / "job.vectors", MODEL, DIMENSIONS, keep=False)
     put(paid, TEXTS[:9])
+    paid.drop(TEXTS[:7])
     with full_after(RECORD + HEADER + 5), pytest.raises(TerminalError):
-        paid.drop(TEXTS[:7])
+        paid.sync()
     put(paid, TEXTS[20:30])
     assert found(paid, TEXTS) == {*TEXTS[7:9], *TEXTS[20:30]}
     paid.close()
