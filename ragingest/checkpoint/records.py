@@ -47,6 +47,7 @@ class RecordFile:
         self._block = block.ljust(BLOCK_BYTES, b"\n")
         self._seed = xxhash.xxh3_64_intdigest(self._block)
         self._folder_synced = False
+        self._encoded = np.empty((0, self.record_bytes), np.uint8)  # memory used again is not zeroed again
         self._handle = self._open()
         try:
             with self.locked():
@@ -115,8 +116,10 @@ class RecordFile:
         return max(0, -(-(os.fstat(self._handle).st_size - BLOCK_BYTES) // self.record_bytes))
 
     def encode(self, digests: Sequence[bytes], vectors: Vector) -> memoryview:
-        """The bytes of records, one behind the other."""
-        data = np.empty((len(digests), self.record_bytes), np.uint8)
+        """The bytes of records, one behind the other, until the next call."""
+        if len(self._encoded) < len(digests):
+            self._encoded = np.empty((len(digests), self.record_bytes), np.uint8)
+        data = self._encoded[: len(digests)]
         data[:, CHECK_BYTES:HEADER_BYTES] = np.frombuffer(b"".join(digests), np.uint8).reshape(len(digests), -1)
         data[:, HEADER_BYTES:] = np.ascontiguousarray(vectors, "<f4").view(np.uint8)
         view = data.reshape(-1).data

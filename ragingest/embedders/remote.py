@@ -32,6 +32,9 @@ from ragingest.tokens import TextSize, TokenEstimator, measure
 
 __all__ = ["RemoteCalls", "RemoteLimits", "ask"]
 
+FIRST_CONCURRENCY = 8
+"""Each step up takes a round trip; a small server of its own still answers so many well within the timeout."""
+
 T = TypeVar("T")
 
 Clock = Callable[[], float]
@@ -79,7 +82,9 @@ class RemoteCalls:
         sleep: Sleep = asyncio.sleep,
         clock: Clock = time.monotonic,
     ) -> None:
-        self.concurrency = AdaptiveConcurrency(maximum=limits.max_concurrency, clock=clock)
+        self.concurrency = AdaptiveConcurrency(
+            min(FIRST_CONCURRENCY, limits.max_concurrency), limits.max_concurrency, clock=clock
+        )
         self._api = api
         self._dimensions = dimensions
         self._limits = limits
