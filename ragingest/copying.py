@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -26,7 +26,7 @@ from ragingest.checkpoint.journal import Journal, boot_identity, next_run, now
 from ragingest.checkpoint.ledger import Ledger
 from ragingest.checkpoint.manager import CheckpointManager
 from ragingest.checkpoint.state import Checkpoint, PartState, Status
-from ragingest.documents import Block, Chunk, Document, EmbeddedBatch, Fault, Record, Reject
+from ragingest.documents import Block, Chunk, Document, EmbeddedBatch, Fault, Record, Reject, SparseVector
 from ragingest.errors import (
     ExitCode,
     RagingestError,
@@ -50,13 +50,6 @@ __all__ = ["CopyRun", "open_copy"]
 
 PAGE = 256
 """Points that are read at once."""
-
-
-class _Terms(NamedTuple):
-    """A sparse vector as stores take it."""
-
-    indices: list[int]
-    values: list[float]
 
 
 @dataclass(slots=True)
@@ -325,7 +318,7 @@ class _Copier:
         dense = np.stack([point.dense for point in page])
         sparse = None
         if self._run.spec.sparse:
-            sparse = [_Terms(list(terms), list(terms.values())) for terms in (p.sparse or {} for p in page)]
+            sparse = [SparseVector(list(terms), list(terms.values())) for terms in (p.sparse or {} for p in page)]
         return EmbeddedBatch(chunks, dense, sparse)
 
     async def _confirm(self, chunks: Sequence[Chunk]) -> None:

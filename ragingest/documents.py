@@ -19,6 +19,7 @@ __all__ = [
     "EmbeddedBatch",
     "Fault",
     "Record",
+    "SparseVector",
     "SparseVectors",
     "Stored",
     "Vectors",
@@ -95,6 +96,8 @@ class Document:
     """Chunks that the store has not confirmed yet."""
     duplicate: bool = False
     """The id was stored before in this run; the content is newer and wins."""
+    revised: bool = False
+    """Only its metadata is new: the vectors are those that the store has."""
     fault: tuple[str, Fault] | None = None
     """(stage, fault) of the first chunk that was refused."""
 
@@ -115,6 +118,13 @@ class Chunk:
     tokens: npt.NDArray[np.intp] | None = None
     digest: bytes | None = None
     """BLAKE2b of the text, 16 bytes, once somebody has needed it."""
+
+
+class SparseVector(NamedTuple):
+    """Term numbers and their weights."""
+
+    indices: list[int]
+    values: list[float]
 
 
 @dataclass(slots=True, eq=False)

@@ -44,8 +44,14 @@ class Counters(msgspec.Struct, kw_only=True):
     upserts: int = 0
     """Writes sent to the store, those that failed and were sent again included."""
     upserts_failed: int = 0
+    revised: int = 0
+    """Points whose metadata alone was new: their vectors were kept."""
     deleted: int = 0
-    """Points removed because their document has become shorter."""
+    """Points removed, because their document has become shorter or is gone."""
+    removed: int = 0
+    """Documents removed, because they have disappeared from the source."""
+    nameless: int = 0
+    """Rejected records of which not even the id could be read."""
 
     books: Books = msgspec.field(default_factory=Books)
     """Requests to an embeddings API."""

@@ -18,7 +18,7 @@ from ragingest.protocols import Hit, Query, SearchMode
 from ragingest.retries import patiently
 from ragingest.settings import STDIN, JobSettings, RunOptions, StoreSettings
 from ragingest.stores import open_store
-from ragingest.wiring import open_job
+from ragingest.wiring import Start, open_job
 
 __all__ = ["absolute", "ingest", "search"]
 
@@ -57,7 +57,7 @@ async def ingest(
         options or RunOptions(),
         Path(checkpoint_dir),
         job=job,
-        fresh=fresh,
+        start=Start(fresh=fresh),
         emit=on_event,
     )
     return await run.run()

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from ragingest.documents import Block, Document, Reject, Stored
+from ragingest.documents import TEXT_DIGEST_BYTES, Block, Document, Reject, Stored
+from ragingest.errors import TerminalError
+from ragingest.settings import OnDuplicate
 
-__all__ = ["count_outcome", "leftover_points", "sort_out"]
+__all__ = ["count_outcome", "leftover_points", "same_text", "sort_out"]
 
 
 def sort_out(
-    block: Block, documents: Iterable[Document], known: Mapping[str, Stored], run: int
+    block: Block,
+    known: Mapping[str, Stored],
+    run: int,
+    on_duplicate: OnDuplicate = "last",
 ) -> tuple[list[Document], list[Document]]:
-    """(new or changed, unchanged) of `documents`; the others are counted in the block.
+    """(new or changed, unchanged) of the block's documents; the others are counted in the block.
 
-    A row that this run wrote for a later position belongs to a newer version of the same id; one for
-    this very position means that a crash came between the ledger and the checkpoint.
+    Of several documents with one id, `on_duplicate` says which is kept. A row that this run wrote for
+    another position is one of those; one for this very position means that a crash came between the
+    ledger and the checkpoint.
+
+    Raises:
+        TerminalError: an id comes twice, and that is to be an error.
     """
     new: list[Document] = []
     unchanged: list[Document] = []
-    for document in documents:
+    for document in _one_each(block, on_duplicate):
         before = document.previous = known.get(document.id)
         if before is None:
             new.append(document)
@@ -28,10 +37,12 @@ def sort_out(
         there = (before.part, before.ordinal)
         same = before.digest == document.digest
         if before.seen == run and here != there:
-            if same or there > here:
+            if on_duplicate == "error":
+                raise _twice(document.id, before.ordinal, document.record.ordinal)
+            if same or (there > here) == (on_duplicate == "last"):
                 block.duplicate += 1
             else:
-                document.duplicate = True
+                document.duplicate = on_duplicate == "last"
                 new.append(document)
         elif not same:
             new.append(document)
@@ -42,6 +53,37 @@ def sort_out(
             block.unchanged += 1
             unchanged.append(document)
     return new, unchanged
+
+
+def _one_each(block: Block, on_duplicate: OnDuplicate) -> Iterable[Document]:
+    """One document an id; the others are counted."""
+    chosen: dict[str, Document] = {}
+    for document in block.documents:
+        earlier = chosen.get(document.id)
+        if earlier is not None:
+            if on_duplicate == "error":
+                raise _twice(document.id, earlier.record.ordinal, document.record.ordinal)
+            block.duplicate += 1
+        if earlier is None or on_duplicate == "last":
+            chosen[document.id] = document
+    return chosen.values()
+
+
+def _twice(id_: str, first: int, second: int) -> TerminalError:
+    return TerminalError(
+        f"the id {id_!r} comes twice: records {first + 1:,} and {second + 1:,}",
+        "mend the source, or choose: --on-duplicate first or last",
+    )
+
+
+def same_text(document: Document) -> bool:
+    """Whether the store has this text already, in as many chunks, under other metadata."""
+    before = document.previous
+    return (
+        before is not None
+        and before.chunks == document.chunks
+        and before.digest[:TEXT_DIGEST_BYTES] == document.digest[:TEXT_DIGEST_BYTES]
+    )
 
 
 def leftover_points(stored: Iterable[Document], removed: Iterable[Document]) -> list[tuple[str, int]]:

@@ -24,7 +24,7 @@ from ragingest.batching import PointPacker
 from ragingest.checkpoint.journal import Journal
 from ragingest.checkpoint.state import Checkpoint, Status
 from ragingest.decoding import Decoder
-from ragingest.documents import Block, Chunk, Document, EmbeddedBatch, Fault, Reject
+from ragingest.documents import Block, Chunk, Document, EmbeddedBatch, Fault, Reject, SparseVector
 from ragingest.errors import (
     RagingestError,
     RejectedError,
@@ -33,10 +33,11 @@ from ragingest.errors import (
     TransientError,
 )
 from ragingest.events import CheckpointSaved, Emit, Finishing, Noticed, Progressed
-from ragingest.outcomes import count_outcome, leftover_points, sort_out
+from ragingest.outcomes import count_outcome, leftover_points, same_text, sort_out
 from ragingest.protocols import RecordBlock, Source, Store
 from ragingest.resources import ResourceManager
-from ragingest.settings import ErrorBudget
+from ragingest.retries import patiently
+from ragingest.settings import ErrorBudget, OnDuplicate
 from ragingest.storing import Storing, Writes, arrivals
 
 __all__ = ["Outcome", "Pipeline", "PipelineParts"]
@@ -45,6 +46,9 @@ T = TypeVar("T")
 
 SAVE_SHARE = 30
 """Saving checkpoints takes at most one part in this many of the time."""
+
+DELETE_PAGE = 500
+"""Documents that are removed at once."""
 
 CHUNKERS = 2
 """Blocks that are chunked at once: counting tokens is as much work as embedding by the default embedder."""
@@ -82,6 +86,9 @@ class PipelineParts:
     journal: Journal
     resources: ResourceManager
     budget: ErrorBudget
+    on_duplicate: OnDuplicate
+    may_delete: Callable[[int, int, int], None] | None
+    """Raises if so many documents, of how many, may not be removed, so many records being unreadable; None: remove none."""
     upsert_size: int
     upsert_bytes: int | None
     checkpoint_interval: float
@@ -156,6 +163,7 @@ class Pipeline:
         status: Status = "failed" if error else "interrupted" if self._stopping.is_set() else "completed"
         try:
             if status == "completed":
+                await self._in(self._ledger, self._delete_missing)
                 await self._in(self._ledger, self._p.store.finish, self._reporter())
             checkpoint = await self._save(status, error.message if error else "")
         except RagingestError as second:
@@ -165,6 +173,28 @@ class Pipeline:
             self._reader.shutdown(cancel_futures=True)
             self._ledger.shutdown()
         return Outcome(checkpoint, error)
+
+    def _delete_missing(self) -> None:
+        """Remove documents that this run has not read, if that is wanted.
+
+        Raises:
+            TerminalError: they are more than is allowed, or cannot be told from those that were unreadable.
+        """
+        p = self._p
+        if p.may_delete is None:
+            return
+        journal = p.journal
+        missing, all_ = journal.ledger.unseen(journal.run)
+        p.may_delete(missing, all_, journal.counters.nameless)
+        after: str | None = None
+        while rows := journal.ledger.unseen_page(journal.run, after, DELETE_PAGE):
+            points = [(row.id, chunk) for row in rows for chunk in range(row.chunks)]
+            for start in range(0, len(points), DELETE_PAGE):
+                patiently(p.store.delete, points[start : start + DELETE_PAGE])
+            journal.ledger.commit((), (row.id for row in rows))
+            journal.counters.deleted += len(points)
+            journal.counters.removed += len(rows)
+            after = rows[-1].id
 
     def _reporter(self) -> Callable[[float], None]:
         """Takes the share of the indexing that is done, in any thread."""
@@ -241,19 +271,20 @@ class Pipeline:
     async def _admit(self, block: Block) -> None:
         """Sort out what the store has already; hand on the rest once no earlier version is in flight."""
         p = self._p
-        latest = {document.id: document for document in block.documents}
-        block.duplicate += len(block.documents) - len(latest)
-        while not self._in_flight.isdisjoint(latest):
+        ids = {document.id for document in block.documents}
+        while not self._in_flight.isdisjoint(ids):
             self._landed.clear()
             self._hurry.set()
             await self._landed.wait()
             if self._gave_up:
                 return
         self._hurry.clear()
-        known = await self._in(self._ledger, p.journal.lookup, list(latest.values())) if latest else {}
-        block.documents, unchanged = sort_out(block, latest.values(), known, p.journal.run)
+        known = await self._in(self._ledger, p.journal.lookup, block.documents) if ids else {}
+        block.documents, unchanged = sort_out(block, known, p.journal.run, p.on_duplicate)
         if unchanged:
             await self._in(self._ledger, p.journal.seen, unchanged)
+        if places := [(r.id, block.part, r.record.ordinal) for r in block.rejects if r.id is not None]:
+            await self._in(self._ledger, p.journal.touch, places)
         block.pending = len(block.documents)
         if block.pending:
             self._in_flight.update(document.id for document in block.documents)
@@ -280,7 +311,32 @@ class Pipeline:
                     several.append(document)
             if several:
                 await self._in(self._ledger, p.journal.intend, several)
-            await self._to_pack.put([chunk for some in chunks for chunk in some])
+            kept = await self._in(self._workers, self._revised, chunks)
+            if kept is not None:
+                p.journal.counters.revised += len(kept.chunks)
+                await self._storing.put(kept)
+            await self._to_pack.put([c for some in chunks for c in some if not c.document.revised])
+
+    def _revised(self, chunks: Sequence[Sequence[Chunk]]) -> EmbeddedBatch | None:
+        """Documents of which only the metadata is new, with the vectors that the store has of them."""
+        p = self._p
+        candidates = {chunk.document.id: some for some in chunks for chunk in some[:1] if same_text(chunk.document)}
+        if not candidates or p.store.forgets:
+            return None
+        wanted = [(id_, chunk.number) for id_, some in candidates.items() for chunk in some]
+        points = {(point.id, point.chunk): point for point in patiently(p.store.fetch, wanted)}
+        kept: list[Chunk] = []
+        for id_, some in candidates.items():
+            if all((id_, chunk.number) in points for chunk in some):
+                some[0].document.revised = True
+                kept += some
+        if not kept:
+            return None
+        found = [points[chunk.document.id, chunk.number] for chunk in kept]
+        sparse = None
+        if all(point.sparse is not None for point in found):
+            sparse = [SparseVector(list(terms), list(terms.values())) for terms in (p.sparse or {} for p in found)]
+        return EmbeddedBatch(kept, np.stack([point.dense for point in found]), sparse)
 
     async def _packing(self) -> None:
         p = self._p
@@ -346,7 +402,7 @@ class Pipeline:
 
     async def _stored(self, chunks: Sequence[Chunk]) -> None:
         await self._confirm(chunks)
-        await self._p.embedded(chunks)
+        await self._p.embedded([chunk for chunk in chunks if not chunk.document.revised])
 
     async def _refuse(self, chunk: Chunk, stage: str, error: RejectedError) -> None:
         if chunk.document.fault is None:
@@ -371,6 +427,8 @@ class Pipeline:
             p.journal.counters.deleted += len(leftover)
         if stored or removed:
             await self._in(self._ledger, p.journal.commit, stored, removed)
+        if places := [(d.id, d.block.part, d.record.ordinal) for d in refused if d.chunks == 1]:
+            await self._in(self._ledger, p.journal.touch, places)
         for document in (*stored, *refused):
             block = document.block
             count_outcome(block, document)

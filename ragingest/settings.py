@@ -20,6 +20,7 @@ __all__ = [
     "JobSettings",
     "Layout",
     "MemoryLimit",
+    "OnDuplicate",
     "RunOptions",
     "StoreSettings",
     "check_job_name",
@@ -119,6 +120,10 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
     """Metadata keys that searches filter by: `key`, or `key:integer` and the like."""
 
 
+OnDuplicate = Literal["first", "last", "error"]
+"""Which of several documents with one id a store ends up with."""
+
+
 class JobSettings(StoreSettings, frozen=True, kw_only=True):
     """Everything that decides which points a job makes of its source, and where they go.
 
@@ -136,6 +141,7 @@ class JobSettings(StoreSettings, frozen=True, kw_only=True):
     metadata_field: str | None = None
     metadata_keys: tuple[str, ...] | None = None
     """The only metadata keys that are kept; None: all."""
+    on_duplicate: OnDuplicate = "last"
     flatten_metadata: bool = False
     """Nested objects become dotted keys, null goes, and lists become lists of strings."""
     max_record_bytes: int = 16 * 1024 * 1024
@@ -300,6 +306,10 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int | None = None
     keep_embeddings: bool = False
     """Keep paid vectors for other runs and jobs, instead of until the store has them."""
+    delete_missing: bool = False
+    """Remove documents that have disappeared from the source."""
+    max_delete: float = 0.30
+    """The share of the documents that may be removed without being confirmed."""
     bulk: bool = False
     on_disk: bool = False
     quantization: Literal["scalar", "binary"] | None = None
@@ -344,6 +354,8 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
                 raise UsageError(f"{flag} {number:g} is too small", "give a positive number")
         if self.price_per_million is not None and not self.price_per_million >= 0:
             raise UsageError("--price-per-million is negative", "give dollars for a million tokens")
+        if not 0 <= self.max_delete <= 1:
+            raise UsageError("--max-delete is no percentage from 0 to 100", "write for example 30%")
         if not 0 < self.checkpoint_interval <= 3600:
             raise UsageError("--checkpoint-interval must lie between 0 and 3600 seconds")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -16,7 +17,7 @@ from ragingest.checkpoint.manager import CheckpointManager
 from ragingest.checkpoint.state import Checkpoint, PartState
 from ragingest.decoding import Decoder, FieldMapping
 from ragingest.embedding import Embedding, open_embedding
-from ragingest.errors import ExitCode, RagingestError, SettingsChangedError, UsageError
+from ragingest.errors import ExitCode, RagingestError, SettingsChangedError, TerminalError, UsageError
 from ragingest.events import Counters, Emit, Noticed, RunFinished, RunStarted, Summary
 from ragingest.pipeline import Pipeline, PipelineParts
 from ragingest.protocols import CollectionSpec, Source, Store
@@ -28,7 +29,7 @@ from ragingest.stores import open_store
 from ragingest.stores.calls import StoreCalls
 from ragingest.version import __version__
 
-__all__ = ["JobRun", "check_abilities", "checkpoint_of", "open_job", "summarize"]
+__all__ = ["JobRun", "Start", "check_abilities", "checkpoint_of", "open_job", "summarize"]
 
 
 @dataclass(slots=True)
@@ -131,13 +132,27 @@ def summarize(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a run is begun with, which a resumed one does not need to be told again."""
+
+    fresh: bool = False
+    """Forget what the job has done."""
+    reembed: bool = False
+    """Store every document again, perhaps under other settings."""
+    full: bool = False
+    """Read the whole source, even if it was only appended to since."""
+    yes: bool = False
+    """Remove however many documents have disappeared."""
+
+
 def open_job(
     settings: JobSettings,
     options: RunOptions,
     checkpoint_dir: Path,
     *,
     job: str | None = None,
-    fresh: bool = False,
+    start: Start = Start(),
     emit: Emit = lambda _event: None,
 ) -> JobRun:
     """Lock the job, find out where it stands, and open everything that it needs.
@@ -160,10 +175,18 @@ def open_job(
         undo.append(lock.release)
         source = open_source(settings)
         undo.append(source.close)
-        before, checkpoint = _where_it_stands(manager, job, settings, options, source, fresh, emit)
+        before, checkpoint = _where_it_stands(manager, job, settings, options, source, start, emit)
         resumed = before is not None and before.run == checkpoint.run
-        ledger = _open_ledger(manager, job, before, fresh, emit)
+        ledger = _open_ledger(manager, job, before, start.fresh, emit)
         undo.append(ledger.close)
+        if start.reembed:
+            ledger.distrust_all()
+        elif (
+            before is not None
+            and before.finished
+            and not (start.full or options.delete_missing or ledger.is_empty())
+        ):
+            checkpoint = _behind_what_is_known(before, checkpoint, source, emit)
         store = open_store(settings, options.timeout)
         undo.append(store.close)
         check_abilities(store, options.layout)
@@ -205,7 +228,10 @@ def open_job(
             ),
         )
         undo.append(writes.close)
-        pipeline = Pipeline(_parts(settings, options, source, embedding, store, writes, journal, resources, emit))
+        may_delete = partial(_may_delete, options.max_delete, start.yes) if options.delete_missing else None
+        pipeline = Pipeline(
+            _parts(settings, options, source, embedding, store, writes, journal, resources, may_delete, emit)
+        )
     except BaseException:
         for step in reversed(undo):
             step()
@@ -249,12 +275,12 @@ def _where_it_stands(
     settings: JobSettings,
     options: RunOptions,
     source: Source,
-    fresh: bool,
+    start: Start,
     emit: Emit,
 ) -> tuple[Checkpoint | None, Checkpoint]:
     """The last checkpoint, if there is one to go by, and the one to start from: of the same run or of the next."""
     parts = [PartState.of(part) for part in source.parts()]
-    if fresh:
+    if start.fresh:
         manager.forget(job, ledger=False)
         return None, _first_run(job, settings, options, parts)
     loaded = manager.load(job)
@@ -268,14 +294,25 @@ def _where_it_stands(
     if changes and before.status == "failed" and before.run == 1 and not before.counters.read:
         # It failed before it had done anything, perhaps by the very setting that is now mended.
         return None, _first_run(job, settings, options, parts)
+    if start.reembed and all(name in _IN_PLACE for name, _, _ in changes):
+        emit(
+            Noticed("every document is stored again: a search finds old and new vectors until the run is finished")
+        )
+        return before, next_run(
+            msgspec.structs.replace(
+                before, settings=settings, fingerprint=settings.fingerprint(), ragingest=__version__
+            ),
+            parts,
+        )
     if changes:
         told = "; ".join(f"{flag} was {_shown(old)} and is now {_shown(new)}" for flag, old, new in changes)
         raise SettingsChangedError(
             f"the job {job} was made with other settings: {told}",
-            "use the old settings, start over with --fresh, or give this one another --job",
+            "use the old settings, store everything again in place with --reembed (not for another source or store), "
+            "start over with --fresh, or give this one another --job",
         )
     before = msgspec.structs.replace(before, settings=settings, ragingest=__version__)
-    if before.finished:
+    if before.finished or (before.partial and options.delete_missing):
         return before, next_run(before, parts)
     if len(before.parts) == len(parts) and all(source.matches(part.info()) for part in before.parts):
         infos = [
@@ -288,6 +325,64 @@ def _where_it_stands(
     why = "is a stream" if parts[0].size is None else "has changed since"
     emit(Noticed(f"the source {why}: it is read from its start, and the ledger says what is stored already"))
     return before, next_run(before, parts)
+
+
+_IN_PLACE = frozenset(
+    {
+        "--embedder",
+        "--model",
+        "--dimensions",
+        "--base-url",
+        "--chunk/--no-chunk",
+        "--chunk-size",
+        "--chunk-overlap",
+        "--text-field",
+        "--metadata-field",
+        "--metadata-keys",
+        "--flatten-metadata",
+        "--drop-text",
+        "--on-duplicate",
+    }
+)
+"""Settings under which the same ids are stored again in the same place."""
+
+
+def _behind_what_is_known(before: Checkpoint, checkpoint: Checkpoint, source: Source, emit: Emit) -> Checkpoint:
+    """Of a source that was only appended to since its job was finished, read what is new."""
+    if len(before.parts) != 1 or source.rereads:
+        return checkpoint
+    old, new = before.parts[0], checkpoint.parts[0]
+    if old.size is None or old.offset != old.size or (new.size or 0) <= old.size or not source.matches(old.info()):
+        return checkpoint
+    emit(
+        Noticed(
+            f"the source was appended to: its first {old.ordinal:,} {source.unit}s are as they were (--full reads all)"
+        )
+    )
+    parts = [msgspec.structs.replace(new, done=old.done, ordinal=old.ordinal, offset=old.offset)]
+    return msgspec.structs.replace(checkpoint, parts=parts, partial=True)
+
+
+def _may_delete(most: float, confirmed: bool, missing: int, documents: int, nameless: int) -> None:
+    """Refuse to remove what may not be removed.
+
+    Raises:
+        TerminalError: says why, and how it is done all the same.
+    """
+    if confirmed or not missing:
+        return
+    if nameless:
+        raise TerminalError(
+            f"{missing:,} documents seem to have disappeared from the source, but {nameless:,} records could not be "
+            "read as far as their id: nothing was removed",
+            "mend the records, or confirm the removal with --yes",
+        )
+    if missing > most * documents:
+        raise TerminalError(
+            f"{missing:,} of {documents:,} documents have disappeared from the source, more than --max-delete "
+            f"{most:.0%} allows: nothing was removed",
+            "look whether the source is whole; confirm the removal with --yes, or allow more with --max-delete",
+        )
 
 
 def _open_ledger(
@@ -362,6 +457,7 @@ def _parts(
     writes: StoreCalls,
     journal: Journal,
     resources: ResourceManager,
+    may_delete: Callable[[int, int, int], None] | None,
     emit: Emit,
 ) -> PipelineParts:
     return PipelineParts(
@@ -378,6 +474,8 @@ def _parts(
         journal=journal,
         resources=resources,
         budget=options.max_errors,
+        on_duplicate=settings.on_duplicate,
+        may_delete=may_delete,
         upsert_size=min(options.upsert_size or store.limits.max_points, store.limits.max_points),
         upsert_bytes=store.limits.max_bytes,
         checkpoint_interval=options.checkpoint_interval,

@@ -72,6 +72,10 @@ class Journal:
             if d.previous is not None
         )
 
+    def touch(self, places: Iterable[tuple[str, int, int]]) -> None:
+        """Note that these (id, part, ordinal) were read, though their content is rejected."""
+        self.ledger.touch(places, self.run)
+
     def intend(self, documents: Iterable[Document]) -> None:
         """Note, before the first point is sent, that up to so many chunks of these may be in the store.
 
@@ -106,6 +110,7 @@ class Journal:
         counters.unchanged += block.unchanged
         counters.duplicate += block.duplicate
         counters.rejected += len(block.rejects)
+        counters.nameless += sum(reject.id is None for reject in block.rejects)
         counters.chunks += block.chunks
         part_name = self._base.parts[block.part].name
         for reject in block.rejects:
@@ -179,6 +184,7 @@ def next_run(before: Checkpoint, parts: list[PartState]) -> Checkpoint:
         attempts=1,
         seconds=0.0,
         parts=parts,
+        partial=False,
         counters=Counters(),
         reject_kinds={},
         rejects_bytes=0,

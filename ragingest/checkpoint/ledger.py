@@ -166,6 +166,32 @@ class Ledger:
             )
 
     @_explained
+    def touch(self, places: Iterable[tuple[str, int, int]], run: int) -> None:
+        """Note that `run` has read these (id, part, ordinal), though what is stored of them is older."""
+        with self._db:
+            self._db.executemany(
+                "UPDATE documents SET seen = ?1, part = ?3, ordinal = ?4 WHERE id = ?2 AND seen <> ?1",
+                ((run, *place) for place in places),
+            )
+
+    @_explained
+    def unseen(self, run: int) -> tuple[int, int]:
+        """How many documents `run` has not read, and how many there are."""
+        row = self._db.execute(
+            "SELECT count(*) FILTER (WHERE seen <> ?), count(*) FROM documents", (run,)
+        ).fetchone()
+        return int(row[0]), int(row[1])
+
+    @_explained
+    def unseen_page(self, run: int, after: str | None, limit: int) -> list[LedgerRow]:
+        """Up to `limit` rows of documents that `run` has not read, in order of their ids, behind `after`."""
+        rows = self._db.execute(
+            "SELECT * FROM documents WHERE (? IS NULL OR id > ?) AND seen <> ? ORDER BY id LIMIT ?",
+            (after, after, run, limit),
+        )
+        return [LedgerRow(*row) for row in rows]
+
+    @_explained
     def page(self, after: str | None, limit: int) -> list[LedgerRow]:
         """Up to `limit` rows of documents that are stored whole, in order of their ids, behind `after`."""
         rows = self._db.execute(

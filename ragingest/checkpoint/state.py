@@ -69,6 +69,8 @@ class Checkpoint(msgspec.Struct, kw_only=True):
     fingerprint: str
     options: RunOptions
     parts: list[PartState]
+    partial: bool = False
+    """The run began behind what an earlier one had read, of a source that was appended to."""
     counters: Counters
     reject_kinds: dict[str, int] = {}
     rejects_bytes: int = 0

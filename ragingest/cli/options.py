@@ -11,7 +11,7 @@ import typer
 from ragingest.embedders import EMBEDDERS
 from ragingest.errors import ExitCode, UsageError
 from ragingest.library import absolute
-from ragingest.settings import ErrorBudget, JobSettings, MemoryLimit, RunOptions, parse_size
+from ragingest.settings import ErrorBudget, JobSettings, MemoryLimit, OnDuplicate, RunOptions, parse_size
 from ragingest.stores import STORES
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "ChunkSize",
     "Collection",
     "Concurrency",
+    "DeleteMissing",
     "Dimensions",
     "DropText",
     "EXIT_CODES",
@@ -39,6 +40,7 @@ __all__ = [
     "MadeBy",
     "MaxConcurrency",
     "MaxCost",
+    "MaxDelete",
     "MaxErrors",
     "MaxMemory",
     "MaxRecordBytes",
@@ -62,6 +64,8 @@ __all__ = [
     "UpsertSize",
     "Url",
     "apply_options",
+    "WhichDuplicate",
+    "Yes",
     "job_settings",
     "names",
 ]
@@ -105,6 +109,32 @@ MetadataField = Annotated[
 ]
 MaxRecordBytes = Annotated[
     str, typer.Option(help="Reject records larger than this, unread.", rich_help_panel=RECORDS)
+]
+WhichDuplicate = Annotated[
+    OnDuplicate,
+    typer.Option(
+        "--on-duplicate", help="Which of several records with one id is kept; error stops.", rich_help_panel=RECORDS
+    ),
+]
+DeleteMissing = Annotated[
+    bool | None,
+    typer.Option(
+        "--delete-missing/--keep-missing",
+        envvar="RAGINGEST_DELETE_MISSING",
+        help="Remove documents that have disappeared from the source, once all of it is read.",
+        rich_help_panel=RUNNING,
+    ),
+]
+MaxDelete = Annotated[
+    str | None,
+    typer.Option(
+        envvar="RAGINGEST_MAX_DELETE",
+        help=r"Refuse to remove more than this share of the documents. \[default: 30%]",
+        rich_help_panel=RUNNING,
+    ),
+]
+Yes = Annotated[
+    bool, typer.Option("--yes", "-y", help="Remove however many have disappeared.", rich_help_panel=RUNNING)
 ]
 Embedder = Annotated[
     str,
@@ -389,9 +419,18 @@ def apply_options(options: RunOptions, **given: Any) -> RunOptions:
         values["max_memory"] = MemoryLimit.parse(values["max_memory"])
     if "max_errors" in values:
         values["max_errors"] = ErrorBudget.parse(values["max_errors"])
+    if "max_delete" in values:
+        values["max_delete"] = _share(values["max_delete"])
     if "index_metadata" in values:
         values["index_metadata"] = names(values["index_metadata"])
     return msgspec.structs.replace(options, **values)
+
+
+def _share(text: str) -> float:
+    try:
+        return float(text.strip().removesuffix("%")) / 100
+    except ValueError:
+        raise UsageError(f"--max-delete {text!r} is no percentage", "write for example 30%") from None
 
 
 def names(text: str) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from ragingest.cli import options as opt
 from ragingest.cli.supervise import Supervised, run_to_exit
 from ragingest.copying import open_copy
 from ragingest.events import Emit, Noticed
-from ragingest.wiring import checkpoint_of, open_job
+from ragingest.wiring import Start, checkpoint_of, open_job
 
 __all__ = ["resume"]
 
@@ -35,6 +35,9 @@ def resume(
     max_cost: opt.MaxCost = None,
     max_tokens: opt.MaxTokens = None,
     keep_embeddings: opt.KeepEmbeddings = None,
+    delete_missing: opt.DeleteMissing = None,
+    max_delete: opt.MaxDelete = None,
+    yes: opt.Yes = False,
     quiet: opt.Quiet = False,
     json_: opt.Json = False,
 ) -> None:
@@ -62,10 +65,13 @@ def resume(
             max_cost=max_cost,
             max_tokens=max_tokens,
             keep_embeddings=keep_embeddings,
+            delete_missing=delete_missing,
+            max_delete=max_delete,
         )
         if checkpoint.finished:
             emit(Noticed(f"the job {job} was finished: looking for what is new or has changed"))
-        begin = open_copy if checkpoint.settings.format == "store" else open_job
-        return begin(checkpoint.settings, options, checkpoint_dir, job=job, emit=emit)
+        if checkpoint.settings.format == "store":
+            return open_copy(checkpoint.settings, options, checkpoint_dir, job=job, emit=emit)
+        return open_job(checkpoint.settings, options, checkpoint_dir, job=job, start=Start(yes=yes), emit=emit)
 
     run_to_exit(start, quiet=quiet, as_json=json_, checkpoint_dir=checkpoint_dir)

@@ -12,7 +12,7 @@ from ragingest.cli.plan import plan_to_exit
 from ragingest.cli.supervise import run_to_exit
 from ragingest.planning import PlanOptions
 from ragingest.settings import DEFAULT_CHUNK_OVERLAP, DEFAULT_CHUNK_SIZE, RunOptions, check_job_name
-from ragingest.wiring import open_job
+from ragingest.wiring import Start, open_job
 
 __all__ = ["run"]
 
@@ -34,6 +34,21 @@ def run(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start over: forget what the job has done.", rich_help_panel=JOB)
     ] = False,
+    reembed: Annotated[
+        bool,
+        typer.Option(
+            "--reembed",
+            help="Store every document again in place, also under another model or chunking.",
+            rich_help_panel=JOB,
+        ),
+    ] = False,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="Read the whole source, even if it was only appended to.", rich_help_panel=JOB),
+    ] = False,
+    delete_missing: opt.DeleteMissing = None,
+    max_delete: opt.MaxDelete = None,
+    yes: opt.Yes = False,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Only say what it would do, as ragingest plan.", rich_help_panel=JOB),
@@ -45,6 +60,7 @@ def run(
     text_field: opt.TextField = None,
     metadata_field: opt.MetadataField = None,
     max_record_bytes: opt.MaxRecordBytes = "16MiB",
+    on_duplicate: opt.WhichDuplicate = "last",
     embedder: opt.Embedder = "wordllama",
     model: opt.Model = None,
     base_url: opt.BaseUrl = None,
@@ -109,6 +125,7 @@ def run(
         metadata_keys=metadata_keys,
         drop_text=drop_text,
         flatten_metadata=flatten_metadata,
+        on_duplicate=on_duplicate,
     )
     options = opt.apply_options(
         RunOptions(),
@@ -131,13 +148,16 @@ def run(
         on_disk=on_disk,
         quantization=quantization,
         index_metadata=index_metadata,
+        delete_missing=delete_missing,
+        max_delete=max_delete,
     )
+    start = Start(fresh=fresh, reembed=reembed, full=full, yes=yes)
     if job is not None:
         check_job_name(job)
     if dry_run:
         plan_to_exit(settings, PlanOptions(run=options), quiet=quiet, as_json=json_)
     run_to_exit(
-        lambda emit: open_job(settings, options, checkpoint_dir, job=job, fresh=fresh, emit=emit),
+        lambda emit: open_job(settings, options, checkpoint_dir, job=job, start=start, emit=emit),
         quiet=quiet,
         as_json=json_,
         checkpoint_dir=checkpoint_dir,

@@ -17,7 +17,7 @@ from ragingest.cli import options as opt
 from ragingest.cli.supervise import run_to_exit
 from ragingest.errors import UsageError
 from ragingest.verifying import Watch, verify_job
-from ragingest.wiring import checkpoint_of, open_job
+from ragingest.wiring import Start, checkpoint_of, open_job
 
 __all__ = ["verify"]
 
@@ -52,7 +52,9 @@ def verify(
         raise typer.Exit(found.exit_code)
     display.show_verification(found, as_json=False, to_stderr=True)
     run_to_exit(
-        lambda emit: open_job(checkpoint.settings, checkpoint.options, checkpoint_dir, job=job, emit=emit),
+        lambda emit: open_job(
+            checkpoint.settings, checkpoint.options, checkpoint_dir, job=job, start=Start(full=True), emit=emit
+        ),
         quiet=quiet,
         as_json=json_,
         checkpoint_dir=checkpoint_dir,

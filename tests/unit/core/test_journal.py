@@ -234,7 +234,7 @@ def test_what_is_saved_is_loaded_again_with_its_rejects_and_goes_on_there(journa
     loaded = journal.manager.load("job")
     assert loaded is not None
     assert loaded.checkpoint.parts == saved.parts
-    assert loaded.checkpoint.counters == Counters(read=2, stored=1, rejected=1)
+    assert loaded.checkpoint.counters == Counters(read=2, stored=1, rejected=1, nameless=1)
     path = journal.manager.files("job").rejects
     assert loaded.checkpoint.rejects_bytes == path.stat().st_size
     assert [json.loads(line)["record"] for line in path.read_bytes().splitlines()] == ["first"]
@@ -242,7 +242,7 @@ def test_what_is_saved_is_loaded_again_with_its_rejects_and_goes_on_there(journa
     again = Journal(loaded.checkpoint, journal.manager, journal.ledger, "line")
     again.block_done(block(2, 3, read=1, rejects=[reject(b"second")]))
     final = again.save(again.snapshot("completed"), lambda: None)
-    assert final.counters == Counters(read=3, stored=1, rejected=2)
+    assert final.counters == Counters(read=3, stored=1, rejected=2, nameless=2)
     assert final.parts[0].done == [(0, 3)]
     records = [json.loads(line) for line in path.read_bytes().splitlines()]
     assert [line["record"] for line in records] == ["first", "second"]

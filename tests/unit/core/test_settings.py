@@ -43,6 +43,7 @@ OTHER: dict[str, Any] = {
     "drop_text": True,
     "metadata_keys": ("lang", "year"),
     "flatten_metadata": True,
+    "on_duplicate": "first",
     "collection": "notes",
 }
 
