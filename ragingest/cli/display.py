@@ -232,6 +232,13 @@ def show_summary(summary: Summary, *, as_json: bool, checkpoint_dir: Path) -> No
             f"  {c.chunks:,} chunks in {_duration(summary.seconds)}, {summary.rate:,.0f} records/s, "
             f"peak memory {_size(summary.peak_memory_bytes)}"
         )
+        changes = []
+        if c.revised:
+            changes.append(f"{c.revised:,} chunks got new metadata and kept their vectors")
+        if c.removed:
+            changes.append(f"{c.removed:,} documents that disappeared were removed")
+        if changes:
+            out.print("  " + ", ".join(changes))
         if c.books.requests:
             out.print(f"  {_books_line(c.books)}")
         if summary.rejects:
