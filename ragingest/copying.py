@@ -264,7 +264,7 @@ class _Copier:
         status: Status = "failed" if error else "completed" if self._complete else "interrupted"
         try:
             if status == "completed":
-                await self._in(self._disk, self._run.target.finish, self._reporter())
+                await self._in(self._disk, patiently, self._run.target.finish, self._reporter())
             checkpoint = await self._save(status, error.message if error else "")
         except RagingestError as second:
             error = error or second

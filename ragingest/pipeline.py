@@ -164,7 +164,7 @@ class Pipeline:
         try:
             if status == "completed":
                 await self._in(self._ledger, self._delete_missing)
-                await self._in(self._ledger, self._p.store.finish, self._reporter())
+                await self._in(self._ledger, patiently, self._p.store.finish, self._reporter())
             checkpoint = await self._save(status, error.message if error else "")
         except RagingestError as second:
             error = error or second
