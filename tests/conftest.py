@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
+
+from tests.servers.postgres import PostgresServer
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -33,3 +36,10 @@ def shared_data() -> Path:
 @pytest.fixture
 def sample_data() -> Path:
     return Path(__file__).parents[1] / "sample_data"
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A server for all tests of this process; each takes a schema of its own."""
+    with PostgresServer() as server:
+        yield server

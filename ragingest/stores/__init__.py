@@ -11,13 +11,13 @@ from ragingest.stores.null import NullStore
 
 __all__ = ["STORES", "open_store"]
 
-STORES = ("qdrant-edge", "null")
+STORES = ("qdrant-edge", "pgvector", "null")
 
 
 TIMEOUT_SECONDS = 60.0
 
 
-def open_store(settings: StoreSettings, timeout: float = TIMEOUT_SECONDS) -> Store:  # noqa: ARG001  # for servers
+def open_store(settings: StoreSettings, timeout: float = TIMEOUT_SECONDS) -> Store:
     """The store of those settings, not yet prepared; `timeout` in seconds, for one request to a server.
 
     Raises:
@@ -37,6 +37,22 @@ def open_store(settings: StoreSettings, timeout: float = TIMEOUT_SECONDS) -> Sto
                 "the embedded store needs the package qdrant-edge-py", "pip install qdrant-edge-py"
             ) from None
         return EdgeProcess(Path(settings.store_path), settings.collection, drop_text=settings.drop_text)
+    if name == "pgvector":
+        return _pgvector(settings, timeout)
     if name == "null":
         return NullStore()
     raise UsageError(f"there is no store {name!r}", f"choose one of: {', '.join(STORES)}")
+
+
+def _pgvector(settings: StoreSettings, timeout: float) -> Store:
+    if settings.url is None:
+        raise UsageError("the store pgvector needs --url", "write --url postgresql://host/database")
+    try:
+        from ragingest.stores.pgvector import PgvectorStore
+    except ImportError:
+        raise UsageError(
+            "the store pgvector needs the package psycopg", "pip install 'ragingest[pgvector]'"
+        ) from None
+    return PgvectorStore(
+        settings.url, settings.collection, settings.namespace, timeout=timeout, drop_text=settings.drop_text
+    )

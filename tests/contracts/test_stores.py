@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
+
+import pytest
 
 from ragingest.protocols import Store
 from ragingest.settings import StoreSettings
 from ragingest.stores import open_store
+from ragingest.stores.pgvector import PgvectorStore
 from ragingest.stores.qdrant_edge import QdrantEdgeStore
+from tests.servers.postgres import PostgresServer
 
 from .store_contract import StoreContract
 
@@ -20,3 +25,16 @@ class TestQdrantEdge(StoreContract):
 class TestQdrantEdgeInItsOwnProcess(StoreContract):
     def build(self, folder: Path, collection: str) -> Store:
         return open_store(StoreSettings(store_path=str(folder), collection=collection))
+
+
+class TestPgvector(StoreContract):
+    sparse = False
+    nul = False
+
+    @pytest.fixture(autouse=True)
+    def server(self, postgres: PostgresServer) -> None:
+        self.postgres = postgres
+
+    def build(self, folder: Path, collection: str) -> Store:
+        schema = f"Schema of {hashlib.sha1(str(folder).encode(), usedforsecurity=False).hexdigest()}"
+        return PgvectorStore(self.postgres.url(), collection, schema)

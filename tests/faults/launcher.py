@@ -29,12 +29,14 @@ from ragingest.cli import main
 from ragingest.embedders.null import NullEmbedder
 from ragingest.embedders.wordllama import WordLlamaEmbedder
 from ragingest.stores.edge_process import EdgeProcess
+from ragingest.stores.pgvector import PgvectorStore
 
 OWNERS: dict[str, Any] = {
     "CheckpointManager": CheckpointManager,
     "Journal": Journal,
     "Ledger": Ledger,
     "Path": pathlib.Path,
+    "PgvectorStore": PgvectorStore,
     "RejectsFile": RejectsFile,
     "Store": EdgeProcess,
     "write_durably": ragingest.checkpoint.manager,
