@@ -29,6 +29,7 @@ from ragingest.books import Books
 from ragingest.checkpoint import ledger
 from ragingest.checkpoint.state import Checkpoint, PartState
 from ragingest.cli.app import app as ragingest_app
+from ragingest.embedders import APIS
 from ragingest.errors import ExitCode
 from ragingest.events import Counters
 from ragingest.models import DEFAULT_MODELS, MODELS, facts_of
@@ -259,21 +260,20 @@ def ledger_schema() -> str:
 
 
 def models() -> str:
-    """The models of which limits and prices are known, as `--embedder openai` reaches them."""
+    """The models of which limits and prices are known, by the embedder that reaches them."""
     rows = []
-    for facts in MODELS:
-        if facts_of("openai", facts.name) != facts:
+    for embedder, facts in ((embedder, facts) for embedder in APIS for facts in MODELS):
+        if facts_of(embedder, facts.name) != facts:
             continue
-        default = " (default)" if facts.name == DEFAULT_MODELS["openai"] else ""
-        shorter = ", or fewer" if facts.shortenable else ""
+        default = " (default)" if facts.name == DEFAULT_MODELS[embedder] else ""
         request = "not limited" if facts.max_request_tokens is None else f"{facts.max_request_tokens:,}"
         price = "unknown" if facts.price_per_million is None else f"${facts.price_per_million:.2f}"
         rows.append(
-            f"| `{facts.name}`{default} | {facts.dimensions}{shorter} | {facts.max_inputs:,} | "
+            f"| `{embedder}` | `{facts.name}`{default} | {facts.choices} | {facts.max_inputs:,} | "
             f"{facts.max_input_tokens:,} | {request} | {price} | <{facts.source}>, {facts.date} |\n"
         )
-    head = "| model | dimensions | texts a request | tokens a text | tokens a request | price of a million tokens | read at |"
-    return f"\n{head}\n| --- | --- | --- | --- | --- | --- | --- |\n{''.join(rows)}\n"
+    head = "| embedder | model | dimensions | texts a request | tokens a text | tokens a request | price of a million tokens | read at |"
+    return f"\n{head}\n| --- | --- | --- | --- | --- | --- | --- | --- |\n{''.join(rows)}\n"
 
 
 SECTIONS: dict[str, Callable[[], str]] = {

@@ -7,6 +7,7 @@ import os
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +87,11 @@ def embed_query(name: str, model: str, base_url: str | None, dimensions: int, te
             embedder.close()
     facts = facts_of(name, model)
     asked = dimensions if facts.shortenable and facts.dimensions not in (None, dimensions) else None
-    vector = _ask(name, model, base_url, asked, text, SEARCH_TIMEOUT, SEARCH_TIMEOUT, Books())
+    ask = partial(_ask, timeout=SEARCH_TIMEOUT, give_up_after=SEARCH_TIMEOUT, books=Books(), query=True)
+    vector = ask(name, model, base_url, asked, text)
     if len(vector) != dimensions and facts.dimensions is None:
         # The collection was made with --dimensions, of a model whose own number is not known.
-        vector = _ask(name, model, base_url, dimensions, text, SEARCH_TIMEOUT, SEARCH_TIMEOUT, Books())
+        vector = ask(name, model, base_url, dimensions, text)
     return Query(vector, BM25().encode_query(text))
 
 
@@ -142,8 +144,8 @@ def _remote(
     name = settings.embedder
     model = settings.model or DEFAULT_MODELS[name]
     facts = facts_of(name, model)
-    if settings.dimensions is not None and not facts.shortenable and settings.dimensions != facts.dimensions:
-        raise UsageError(f"{model} makes {facts.dimensions} dimensions", "leave --dimensions out")
+    if settings.dimensions is not None:
+        facts.check_dimensions(settings.dimensions)
     books.price_per_million = (
         facts.price_per_million if options.price_per_million is None else options.price_per_million
     )
@@ -250,13 +252,15 @@ def _ask(
     timeout: float,
     give_up_after: float,
     books: Books,
+    *,
+    query: bool = False,
 ) -> Vectors:
     """One vector, shape (d,), outside of any run."""
 
     from ragingest.embedders.remote import ask
 
     async def asked() -> Vectors:
-        api = open_api(name, model, base_url=base_url, dimensions=dimensions, timeout=timeout)
+        api = open_api(name, model, base_url=base_url, dimensions=dimensions, timeout=timeout, query=query)
         try:
             answer = await ask(api, text, books, give_up_after)
             vector: Vectors = answer.vectors[0]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ragingest.errors import UsageError
+
 __all__ = ["DEFAULT_MODELS", "MODELS", "ModelFacts", "facts_of"]
 
 
@@ -31,6 +33,32 @@ class ModelFacts:
     source: str
     date: str
     special_tokens: int = 0
+    sizes: tuple[int, ...] = ()
+    """The only numbers of dimensions that it makes, where not every smaller one will do."""
+
+    def check_dimensions(self, dimensions: int) -> None:
+        """Refuse to ask for vectors that the model does not make.
+
+        Raises:
+            UsageError: says which it makes.
+        """
+        full = self.dimensions
+        if self.sizes:
+            makes = dimensions in self.sizes
+        else:
+            makes = full is None or dimensions == full or (self.shortenable and dimensions < full)
+        if not makes:
+            raise UsageError(
+                f"{self.name} makes {self.choices} dimensions, not {dimensions}",
+                "change --dimensions, or leave it out",
+            )
+
+    @property
+    def choices(self) -> str:
+        """Which dimensions there are, in words."""
+        if self.sizes:
+            return f"{', '.join(map(str, self.sizes[:-1]))} or {self.sizes[-1]}"
+        return f"{self.dimensions} or fewer" if self.shortenable else str(self.dimensions)
 
 
 # The documentation says 8,192 in one place and 8,191 in another: the smaller.
@@ -64,20 +92,21 @@ def _openai(name: str, dimensions: int, shortenable: bool, price: float) -> Mode
     )
 
 
-def _cohere(name: str, dimensions: int, shortenable: bool, tokens: int) -> ModelFacts:
+def _cohere(name: str, dimensions: int, tokens: int, *sizes: int, special_tokens: int = 0) -> ModelFacts:
     return ModelFacts(
         provider="cohere",
         name=name,
         dimensions=dimensions,
-        shortenable=shortenable,
+        shortenable=bool(sizes),
         max_inputs=COHERE_INPUTS,
         max_input_tokens=tokens,
         max_request_tokens=None,
         price_per_million=None,
         batch_price_per_million=None,
-        source="https://docs.cohere.com/docs/embed-2",
+        source="https://docs.cohere.com/docs/cohere-embed",
         date="2026-11",
-        special_tokens=2,
+        special_tokens=special_tokens,
+        sizes=sizes,
     )
 
 
@@ -106,9 +135,12 @@ MODELS: tuple[ModelFacts, ...] = (
     _openai("text-embedding-3-small", 1536, True, 0.02),
     _openai("text-embedding-3-large", 3072, True, 0.13),
     _openai("text-embedding-ada-002", 1536, False, 0.10),
-    _cohere("embed-v4.0", 1536, True, 128_000),
-    _cohere("embed-english-v3.0", 1024, False, 512),
-    _cohere("embed-multilingual-v3.0", 1024, False, 512),
+    _cohere("embed-v4.0", 1536, 128_000, 256, 512, 1024, 1536),
+    # What these put around a text is in the 512, and not on the bill.
+    _cohere("embed-english-v3.0", 1024, 512, special_tokens=2),
+    _cohere("embed-english-light-v3.0", 384, 512, special_tokens=2),
+    _cohere("embed-multilingual-v3.0", 1024, 512, special_tokens=2),
+    _cohere("embed-multilingual-light-v3.0", 384, 512, special_tokens=2),
     # By their names at Hugging Face, and by those that Ollama gives them.
     _open("BAAI/bge-m3", 1024, 8_192, _BGE_M3),
     _open("bge-m3", 1024, 8_192, _BGE_M3),
@@ -147,7 +179,7 @@ def facts_of(provider: str, model: str) -> ModelFacts:
         provider=provider,
         name=model,
         dimensions=None,
-        shortenable=provider in _SPEAKS_OPENAI,
+        shortenable=True,
         max_inputs=COHERE_INPUTS if provider == "cohere" else OPENAI_INPUTS,
         max_input_tokens=OPENAI_INPUT_TOKENS,
         max_request_tokens=OPENAI_REQUEST_TOKENS,

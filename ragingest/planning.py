@@ -179,8 +179,8 @@ def _embedding(settings: JobSettings, options: PlanOptions) -> _Embedding:
     if model is None:
         raise UsageError(f"--embedder {name} needs a model", "give --model NAME")
     facts = facts_of(name, model)
-    if settings.dimensions is not None and not facts.shortenable and settings.dimensions != facts.dimensions:
-        raise UsageError(f"{model} makes {facts.dimensions} dimensions", "leave --dimensions out")
+    if settings.dimensions is not None:
+        facts.check_dimensions(settings.dimensions)
     split: Split = whole
     if settings.chunk:
         split = EstimatingChunker(settings.chunk_size, settings.chunk_overlap, facts.max_input_tokens).split

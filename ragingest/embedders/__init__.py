@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from ragingest.embedders.bm25 import WithBM25
 from ragingest.embedders.null import NullEmbedder
@@ -11,7 +12,7 @@ from ragingest.protocols import Embedder, EmbeddingRequests
 
 __all__ = ["APIS", "EMBEDDERS", "open_api", "open_embedder"]
 
-APIS = ("openai",)
+APIS = ("openai", "cohere")
 """Embedders behind an API; the others compute in this process."""
 
 EMBEDDERS = ("wordllama", *APIS, "null")
@@ -37,9 +38,15 @@ def open_embedder(name: str, dimensions: int | None = None, *, sparse: bool = Tr
 
 
 def open_api(
-    name: str, model: str, *, base_url: str | None, dimensions: int | None, timeout: float
+    name: str,
+    model: str,
+    *,
+    base_url: str | None,
+    dimensions: int | None,
+    timeout: float,
+    query: bool = False,
 ) -> EmbeddingRequests:
-    """The API of that name; sends nothing yet.
+    """The API of that name; sends nothing yet. With `query` the texts will be searches, not documents.
 
     Raises:
         UsageError: there is none, or its key is not in the environment.
@@ -47,8 +54,33 @@ def open_api(
     if name == "openai":
         from ragingest.embedders.openai import DEFAULT_BASE_URL, OpenAIRequests
 
-        key = os.environ.get("OPENAI_API_KEY") or None
-        if key is None and base_url is None:
-            raise UsageError("OPENAI_API_KEY is not set", "export OPENAI_API_KEY=..., or give --base-url")
+        _, key = _key(("OPENAI_API_KEY",), base_url)
         return OpenAIRequests(model, key, base_url or DEFAULT_BASE_URL, dimensions, timeout)
+    if name == "cohere":
+        from ragingest.embedders import cohere
+
+        key_name, key = _key(("COHERE_API_KEY", "CO_API_KEY"), base_url)
+        return cohere.CohereRequests(
+            model,
+            key,
+            base_url or cohere.DEFAULT_BASE_URL,
+            dimensions,
+            timeout,
+            key_name=key_name,
+            query=query,
+        )
     raise UsageError(f"there is no API {name!r}", f"choose one of: {', '.join(APIS)}")
+
+
+def _key(names: Sequence[str], base_url: str | None) -> tuple[str, str | None]:
+    """The first of these variables that is set, and what it holds; a server of one's own may need none.
+
+    Raises:
+        UsageError: none is set, and the provider's own server is asked.
+    """
+    for name in names:
+        if key := os.environ.get(name):
+            return name, key
+    if base_url is None:
+        raise UsageError(f"{names[0]} is not set", f"export {names[0]}=..., or give --base-url")
+    return names[0], None

@@ -65,6 +65,8 @@ def refused(outcome: Outcome, kind: type[TransientError | TerminalError | Reject
 
 class EmbeddingRequestsContract:
     unknown_model: ClassVar[str] = "no-such-model"
+    dimensions: ClassVar[int] = DIMENSIONS
+    """What `build` asks for unless it is told otherwise."""
     tells_rates: ClassVar[bool] = True
     """Whether the service's answers say what is left of its limits."""
 
@@ -107,8 +109,9 @@ class EmbeddingRequestsContract:
         [outcome] = self.send(self.build(server.url), texts)
         return outcome
 
-    def right(self, outcome: Outcome, texts: Sequence[str], dimensions: int = DIMENSIONS) -> None:
+    def right(self, outcome: Outcome, texts: Sequence[str], dimensions: int | None = None) -> None:
         """That each row is the vector of its text, and nothing else."""
+        dimensions = dimensions or self.dimensions
         assert isinstance(outcome, Answer), outcome
         assert outcome.vectors.dtype == np.float32
         assert outcome.vectors.shape == (len(texts), dimensions)
@@ -178,7 +181,7 @@ class EmbeddingRequestsContract:
     def test_vectors_of_another_length_are_never_bent_to_the_right_one(self, server: EmbeddingsServer) -> None:
         outcome = self.ask(server, TEXTS, faults.wrong_dimension())
         if isinstance(outcome, Answer):
-            assert outcome.vectors.shape == (len(TEXTS), DIMENSIONS + 1)
+            assert outcome.vectors.shape == (len(TEXTS), self.dimensions + 1)
         else:
             refused(outcome, TransientError)
 

@@ -65,12 +65,20 @@ class Place:
 
     command: Command
     server: EmbeddingsServer
+    embedder: tuple[str, ...] = OPENAI
 
     @classmethod
     @contextmanager
-    def opened(cls, folder: Path, **config: Any) -> Iterator[Place]:
+    def opened(
+        cls, folder: Path, embedder: tuple[str, ...] = OPENAI, key: str = "OPENAI_API_KEY", **config: Any
+    ) -> Iterator[Place]:
         with EmbeddingsServer(ServerConfig(api_key=KEY, **config)) as server:
-            yield cls(Command(folder, {"OPENAI_API_KEY": KEY}), server)
+            yield cls(Command(folder, {key: KEY}), server, embedder)
+
+    @property
+    def base_url(self) -> str:
+        """The server, as the embedder takes it."""
+        return self.server.url if "cohere" in self.embedder else self.server.base_url
 
     @property
     def folder(self) -> Path:
@@ -80,7 +88,7 @@ class Place:
         """`run` over these records, or over those written last."""
         if records is not None:
             self.command.write("corpus.jsonl", records)
-        return [*("run", "corpus.jsonl", "--job", job, "--base-url", self.server.base_url), *OPENAI, *more]
+        return [*("run", "corpus.jsonl", "--job", job, "--base-url", self.base_url), *self.embedder, *more]
 
     def run(self, records: Sequence[object] | None, *more: str, code: int = 0, job: str = "j") -> Result:
         return self.command.json(*self.arguments(records, *more, job=job), code=code)

@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -152,7 +153,7 @@ def test_with_thirty_percent_of_the_requests_failing_each_good_text_is_stored_an
 @pytest.mark.parametrize("headers", [True, False], ids=["told", "not told"])
 def test_a_servers_limit_is_kept_to_until_all_is_stored(tmp_path: Path, headers: bool) -> None:
     # Told of a limit a minute, the client keeps to it; not told, it runs into the window, which is a second here.
-    limit = {"rpm": 200, "window": 60.0} if headers else {"rpm": 4, "window": 1.0}
+    limit: dict[str, Any] = {"rpm": 200, "window": 60.0} if headers else {"rpm": 4, "window": 1.0}
     with Place.opened(tmp_path, rate_limit_headers=headers, **limit) as place:
         result = place.run(make(FEW))
         assert result.counters["stored"] == FEW

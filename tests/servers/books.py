@@ -62,6 +62,8 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
 
     texts_received: int
     """In requests that could be parsed."""
+    by_input_type: dict[str, int]
+    """Those of them that came to Cohere's endpoint, by what they were said to be."""
     texts_answered: int
     tokens_answered: int
     texts_lost: int
@@ -117,6 +119,7 @@ class Bookkeeper:
         self._faults: Counter[str] = Counter()
         self._accepted: list[Accepted] = []
         self._texts_received = 0
+        self._by_input_type: Counter[str] = Counter()
         self._texts: dict[Outcome, int] = {"answered": 0, "lost": 0, "spoiled": 0}
         self._tokens: dict[Outcome, int] = {"answered": 0, "lost": 0, "spoiled": 0}
         self._times: dict[Outcome, Counter[bytes]] = {
@@ -154,9 +157,11 @@ class Bookkeeper:
             with self._change():
                 self._requests += 1
 
-    def parsed(self, texts: int) -> None:
+    def parsed(self, texts: int, input_type: str = "") -> None:
         with self._change():
             self._texts_received += texts
+            if input_type:
+                self._by_input_type[input_type] += texts
 
     def accepted(self, at: float, texts: int, tokens: int) -> None:
         with self._change():
@@ -214,6 +219,7 @@ class Bookkeeper:
                 faults=dict(self._faults),
                 accepted=list(self._accepted),
                 texts_received=self._texts_received,
+                by_input_type=dict(self._by_input_type),
                 texts_answered=self._texts["answered"],
                 tokens_answered=self._tokens["answered"],
                 texts_lost=self._texts["lost"],

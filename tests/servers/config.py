@@ -8,7 +8,7 @@ import msgspec
 
 from tests.servers.faults import Fault
 
-__all__ = ["BatchOutcome", "Control", "ServerConfig"]
+__all__ = ["COHERE_SIZES", "BatchOutcome", "Control", "ServerConfig"]
 
 MODELS = {
     "text-embedding-3-small": 1536,
@@ -17,6 +17,10 @@ MODELS = {
     "embed-v4.0": 1536,
     "embed-english-v3.0": 1024,
 }
+
+COHERE_TOKENS = {"embed-v4.0": 128_000, "embed-english-v3.0": 512}
+COHERE_SIZES = (256, 512, 1024, 1536)
+"""What `output_dimension` may be, of embed-v4 and newer."""
 
 
 class BatchOutcome(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -44,6 +48,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_tokens_per_request: int = 300_000
     max_body_bytes: int | None = 32 * 2**20
     cohere_max_texts: int = 96
+    cohere_max_tokens: dict[str, int] = msgspec.field(default_factory=lambda: dict(COHERE_TOKENS))
+    """Tokens a text of each model; others take `max_tokens_per_text`."""
     tokens_per_ascii_byte: float = 0.27
     tokens_per_other_byte: float = 0.73
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from tests.servers.answers import Answer, ApiError
 from tests.servers.books import Charge
-from tests.servers.config import ServerConfig
+from tests.servers.config import COHERE_SIZES, ServerConfig
 from tests.servers.faults import Fault
 from tests.servers.vectors import TokenCounter, as_base64, as_json, hash_of, vector_of
 
@@ -43,7 +43,7 @@ class CohereRequest(msgspec.Struct):
     model: str
     texts: list[str]
     input_type: Literal["search_document", "search_query", "classification", "clustering"]
-    embedding_types: tuple[Literal["float"], ...] = ("float",)
+    embedding_types: tuple[Literal["float", "base64"], ...] = ("float",)
     output_dimension: int | None = None
     truncate: Literal["NONE", "START", "END"] = "END"
 
@@ -81,7 +81,7 @@ class Embedder:
             ApiError: it is over a limit, or asks for what is not there.
         """
         config, texts = self._config, request.texts
-        self._check_model(request.model, request.dimensions, prefix="text-embedding-3")
+        self._check_model(request.model, request.dimensions)
         if not texts:
             raise ApiError(400, NAMES_NO_TEXT)
         if len(texts) > config.max_inputs:
@@ -133,7 +133,16 @@ class Embedder:
     def check_cohere(self, request: CohereRequest) -> Charge:
         """As `check`; a text that is too long is refused only where the request forbids cutting it."""
         config, texts = self._config, request.texts
-        self._check_model(request.model, request.output_dimension, prefix="embed-v4")
+        if request.model not in config.models:
+            raise ApiError(
+                404,
+                f"model '{request.model}' not found, make sure the correct model ID was used "
+                "and that you have access to the model.",
+            )
+        if request.output_dimension is not None and (
+            not request.model.startswith("embed-v4") or request.output_dimension not in COHERE_SIZES
+        ):
+            raise ApiError(400, f"invalid request: output_dimension {request.output_dimension} is not supported")
         if not texts or "" in texts:
             raise ApiError(400, "invalid request: texts must be a list of strings that are not empty")
         if len(texts) > config.cohere_max_texts:
@@ -142,10 +151,12 @@ class Embedder:
                 f"invalid request: total number of texts must be at most {config.cohere_max_texts} "
                 f"- received {len(texts)}",
             )
-        counts = [min(self._counter.count(text), config.max_tokens_per_text) for text in texts]
-        if request.truncate == "NONE" and any(self._counter.count(t) > config.max_tokens_per_text for t in texts):
+        limit = config.cohere_max_tokens.get(request.model, config.max_tokens_per_text)
+        whole = [self._counter.count(text) for text in texts]
+        counts = [min(count, limit) for count in whole]
+        if request.truncate == "NONE" and counts != whole:
             raise ApiError(
-                400, f"too many tokens: the total number of tokens cannot exceed {config.max_tokens_per_text}"
+                400, f"too many tokens: total number of tokens cannot exceed {limit} - received {max(whole)}."
             )
         if config.poison and any(config.poison in text for text in texts):
             raise ApiError(400, "invalid request: a text could not be processed")
@@ -153,29 +164,30 @@ class Embedder:
 
     def answer_cohere(self, request: CohereRequest, charge: Charge, fault: Fault | None = None) -> Answer:
         dimensions = request.output_dimension or self._config.models[request.model]
-        rows = self._rows(request.texts, charge.hashes, dimensions, fault, base64=False)
-        body = (
-            b'{"id":"%b","embeddings":{"float":[%b]},"texts":%b,"meta":%b,"response_type":"embeddings_by_type"}'
-            % (
-                b"11111111-1111-4111-8111-111111111111",
-                b",".join(rows),
-                msgspec.json.encode(request.texts),
-                msgspec.json.encode(
-                    {"api_version": {"version": "2"}, "billed_units": {"input_tokens": charge.tokens}}
-                ),
-            )
+        embeddings = []
+        for kind in dict.fromkeys(request.embedding_types):
+            base64 = kind == "base64"
+            rows = self._rows(request.texts, charge.hashes, dimensions, fault, base64=base64)
+            quote = b'"' if base64 else b""
+            written = b",".join(b"%b%b%b" % (quote, row, quote) for row in rows)
+            embeddings.append(b'"%b":[%b]' % (kind.encode(), written))
+        body = b'{"id":"%b","embeddings":{%b},"texts":%b,"meta":%b,"response_type":"embeddings_by_type"}' % (
+            b"11111111-1111-4111-8111-111111111111",
+            b",".join(embeddings),
+            msgspec.json.encode(request.texts),
+            msgspec.json.encode({"api_version": {"version": "2"}, "billed_units": {"input_tokens": charge.tokens}}),
         )
         return Answer(200, body, charge=charge)
 
-    def _check_model(self, model: str, dimensions: int | None, prefix: str) -> None:
+    def _check_model(self, model: str, dimensions: int | None) -> None:
         if model not in self._config.models:
             raise ApiError(
                 404, f"The model `{model}` does not exist or you do not have access to it.", code="model_not_found"
             )
         if dimensions is None:
             return
-        if model.startswith(("text-embedding-ada", "embed-english")):
-            raise ApiError(400, f"This model does not support specifying dimensions; {prefix} does.")
+        if model.startswith("text-embedding-ada"):
+            raise ApiError(400, "This model does not support specifying dimensions; text-embedding-3 does.")
         if not 1 <= dimensions <= self._config.models[model]:
             raise ApiError(
                 400, f"Invalid value for 'dimensions' = {dimensions}. Must be at most {self._config.models[model]}."

@@ -86,6 +86,7 @@ class _Call:
 
     texts: Sequence[str]
     run: Callable[[Fault | None], Answer]
+    input_type: str = ""
 
 
 _Parse = Callable[[web.Request], Awaitable[_Call]]
@@ -303,7 +304,7 @@ class EmbeddingsServer:
                 raise ApiError(401, f"Incorrect API key provided: {key[:3]}***.", code="invalid_api_key")
         call = await parse(request)
         if endpoint == "embeddings":
-            self._ledger.parsed(len(call.texts))
+            self._ledger.parsed(len(call.texts), call.input_type)
         return call
 
     async def _deliver(
@@ -368,7 +369,7 @@ class EmbeddingsServer:
             self._pass_limits(charge, parsed.model, "cohere")
             return self._embedder.answer_cohere(parsed, charge, fault)
 
-        return _Call(parsed.texts, run)
+        return _Call(parsed.texts, run, parsed.input_type)
 
     def _pass_limits(self, charge: Charge, model: str, dialect: Dialect) -> dict[str, str]:
         """Take the request from the limits; the headers that say what is left.

@@ -9,6 +9,7 @@ import pytest
 import typer
 
 from ragingest.cli.app import app
+from ragingest.embedders import APIS
 from ragingest.errors import ExitCode
 from ragingest.models import DEFAULT_MODELS, MODELS
 from tests.unit.docs.reading import ROOT, load_generator
@@ -72,10 +73,11 @@ def test_help_that_names_its_default_is_not_given_another(capsys: pytest.Capture
     assert not [line for line in generate.commands().splitlines() if line.count("[default:") > 1]
 
 
-def test_the_table_of_models_has_those_that_the_openai_embedder_reaches_and_no_others() -> None:
-    named = set(re.findall(r"^\| `([^`]+)`", generate.models(), re.MULTILINE))
-    assert named == {facts.name for facts in MODELS if facts.provider != "cohere"}
-    assert f"`{DEFAULT_MODELS['openai']}` (default)" in generate.models()
+def test_the_table_of_models_has_every_model_with_the_embedder_that_reaches_it() -> None:
+    named = set(re.findall(r"^\| `([^`]+)` \| `([^`]+)`", generate.models(), re.MULTILINE))
+    assert named == {("cohere" if facts.provider == "cohere" else "openai", facts.name) for facts in MODELS}
+    for embedder in APIS:
+        assert f"| `{embedder}` | `{DEFAULT_MODELS[embedder]}` (default)" in generate.models()
 
 
 def test_wrong_arguments_are_told(capsys: pytest.CaptureFixture[str]) -> None:

@@ -141,7 +141,7 @@ def test_upserts_keep_to_the_points_and_the_bytes_of_the_store(corpus: Path) -> 
     assert (plan.points_per_upsert, plan.upserts) == (256, 4)
     plan = plan_of(corpus, options(upsert_size=100), store="qdrant-edge")
     assert (plan.points_per_upsert, plan.upserts) == (100, 10)
-    plan = plan_of(corpus, store="qdrant-edge", dimensions=20_000)
+    plan = plan_of(corpus, store="qdrant-edge", model="of-tomorrow", dimensions=20_000)
     assert plan.points_per_upsert is not None
     assert plan.bytes_per_upsert is not None
     assert 7_800_000 < plan.bytes_per_upsert <= 8_000_000

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from base64 import b64decode
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 from tests.servers.faults import cut_json, empty_data, out_of_order, quota, wrong_count, wrong_dimension
 from tests.servers.openai_api import EmbeddingsServer, ServerConfig, digest_of, vector_of
 from tests.unit.servers.client import Reply, send
+
+ENGLISH: dict[str, Any] = {"model": "embed-english-v3.0", "output_dimension": None}
 
 
 @pytest.fixture
@@ -57,9 +60,10 @@ def test_a_request_takes_96_texts(server: EmbeddingsServer) -> None:
         ({"input_type": "nonsense"}, 400),
         ({"embedding_types": ["int8"]}, 400),
         ({"model": "embed-english-v3.0"}, 400),
+        ({"output_dimension": 300}, 400),
         ({"model": "embed-v9"}, 404),
         ({"key": "sk-other"}, 401),
-        ({"texts": ["a" * 40_000], "truncate": "NONE"}, 400),
+        ({"texts": ["a" * 4_000], "truncate": "NONE", **ENGLISH}, 400),
     ],
 )
 def test_what_is_wrong_is_refused_with_a_message(
@@ -71,12 +75,25 @@ def test_what_is_wrong_is_refused_with_a_message(
 
 
 def test_a_long_text_is_cut_where_the_request_allows_it(server: EmbeddingsServer) -> None:
-    assert embed(server, ["a" * 40_000]).json["meta"]["billed_units"] == {"input_tokens": 8191}
+    assert embed(server, ["a" * 4_000], **ENGLISH).json["meta"]["billed_units"] == {"input_tokens": 512}
 
 
 def test_a_model_has_its_own_dimensions(server: EmbeddingsServer) -> None:
-    answer = embed(server, ["one"], model="embed-english-v3.0", output_dimension=None)
+    answer = embed(server, ["one"], **ENGLISH)
     assert len(answer.json["embeddings"]["float"][0]) == 1024
+
+
+def test_base64_is_the_bytes_of_the_same_floats(server: EmbeddingsServer) -> None:
+    embeddings = embed(server, ["one", "two"], embedding_types=["base64", "float"]).json["embeddings"]
+    assert embeddings.keys() == {"base64", "float"}
+    found = [np.frombuffer(b64decode(row), "<f4") for row in embeddings["base64"]]
+    np.testing.assert_array_equal(found, np.float32(embeddings["float"]))
+
+
+def test_texts_are_counted_by_what_they_are_said_to_be(server: EmbeddingsServer) -> None:
+    embed(server, ["one", "two"])
+    embed(server, ["one"], input_type="search_query")
+    assert server.books.by_input_type == {"search_document": 2, "search_query": 1}
 
 
 def test_a_trial_key_is_limited() -> None:

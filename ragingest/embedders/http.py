@@ -1,0 +1,208 @@
+"""What the APIs of embedders have in common on the wire: one session, a key, and what an answer that is no 200 means."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import aiohttp
+import msgspec
+import numpy as np
+
+from ragingest.documents import Vectors
+from ragingest.errors import RejectedError, TerminalError, TransientError, UsageError
+from ragingest.pacing import parse_reset, parse_retry_after
+from ragingest.protocols import RateNews
+
+__all__ = ["Endpoint", "as_vectors", "rate_news", "shown"]
+
+CONNECTIONS = 256
+SHOWN_OF_AN_ANSWER = 300
+
+# A 429 with one of these will not go away by waiting (OpenAI's guide to error codes).
+_SPENT = frozenset(
+    {
+        "insufficient_quota",
+        "credit_balance_exhausted",
+        "organization_spend_limit_exceeded",
+        "project_spend_limit_exceeded",
+        "organization_usage_limit_exceeded",
+        "billing_hard_limit_reached",
+    }
+)
+
+# Nor one that only says so in words, as a trial key of Cohere does: "limited to 1000 API calls / month".
+_A_MONTH = re.compile(r"(?i)(/|per|a) ?month\b|monthly").search
+
+
+class Endpoint:
+    """An API under `base_url`, with the key from the environment variable `key_name`. Used on one event loop."""
+
+    def __init__(self, base_url: str, key: str | None, key_name: str, model: str, timeout: float) -> None:
+        self.url = _checked(base_url).rstrip("/")
+        self._key = (key or "").strip()
+        self._key_name = key_name
+        self._model = model
+        self._timeout = timeout
+        if not (self._key.isascii() and (self._key.isprintable() or not self._key)):
+            raise UsageError("the key holds characters that no key has", f"look at {key_name}")
+        self._headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        self._session: aiohttp.ClientSession | None = None
+
+    async def call(self, method: str, path: str, **request: Any) -> tuple[bytes, Mapping[str, str]]:
+        """One request, tried once: body and headers of an answer 200.
+
+        Args:
+            request: as `aiohttp.ClientSession.request` takes it.
+
+        Raises:
+            TransientError, RejectedError, TerminalError: see `refused`.
+        """
+        url = self.url + path
+        try:
+            async with self._open().request(method, url, **request) as response:
+                data = await response.read()
+                status, headers = response.status, response.headers
+        except TimeoutError:
+            raise TransientError(f"{url} did not answer within {self._timeout:g} s") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise TransientError(f"{url} cannot be reached: {_plain(error)}") from None
+        if status != 200:
+            raise self.refused(status, headers, data, url)
+        return data, headers
+
+    def refused(self, status: int, headers: Mapping[str, str], data: bytes, url: str = "") -> Exception:
+        """What an answer that is no 200 means for the request: try again, never as it is, or no request at all."""
+        codes, message = _error_of(data)
+        message = self.without_key(message)
+        said = f"{url or self.url} answered {status}: {message}"
+        if status in (401, 403):
+            return TerminalError(said, f"check the key in {self._key_name}, and that it may use this model")
+        if status == 404:
+            return TerminalError(said, f"check --model {self._model} and --base-url")
+        if status == 402 or (status == 429 and (_SPENT.intersection(codes) or _A_MONTH(message))):
+            return TerminalError(said, "there is no money or quota left on this key: add some, then resume")
+        if status in (408, 409, 429, 499) or status >= 500:
+            return TransientError(
+                said,
+                parse_retry_after(headers, datetime.now(UTC)),
+                throttled=status in (429, 503),
+                news=rate_news(headers),
+            )
+        if status in (400, 413, 422, 498):
+            return RejectedError("refused_by_embedder", message)
+        return TerminalError(said, "check --base-url")
+
+    def without_key(self, text: str) -> str:
+        """What a server says, should it repeat the key."""
+        return text.replace(self._key, "***") if self._key else text
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                headers=self._headers,
+                timeout=aiohttp.ClientTimeout(total=self._timeout),
+                connector=aiohttp.TCPConnector(limit=CONNECTIONS),
+                # Not by `trust_env`, which reads .netrc before each request, and fails where that has a login.
+                proxy=_proxy_for(self.url),
+            )
+        return self._session
+
+
+def _checked(base_url: str) -> str:
+    """The URL as it is.
+
+    Raises:
+        UsageError: it is none.
+    """
+    try:
+        url = urlsplit(base_url)
+        usable = url.scheme in ("http", "https") and url.hostname and " " not in url.hostname and url.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise UsageError(f"--base-url {base_url!r} is no URL", "write for example http://localhost:8000/v1")
+    return base_url
+
+
+def _proxy_for(url: str) -> str | None:
+    """The proxy that the environment names for that address."""
+    parts = urlsplit(url)
+    if proxy_bypass(parts.hostname or ""):
+        return None
+    return getproxies().get(parts.scheme)
+
+
+def rate_news(headers: Mapping[str, str]) -> RateNews:
+    """What the answer's headers say of both budgets; None for what they do not say."""
+
+    def number(name: str) -> float | None:
+        try:
+            return float(headers[name])
+        except (KeyError, ValueError):
+            return None
+
+    def reset(name: str) -> float | None:
+        return parse_reset(headers[name]) if name in headers else None
+
+    return RateNews(
+        number("x-ratelimit-limit-requests"),
+        number("x-ratelimit-remaining-requests"),
+        reset("x-ratelimit-reset-requests"),
+        number("x-ratelimit-limit-tokens"),
+        number("x-ratelimit-remaining-tokens"),
+        reset("x-ratelimit-reset-tokens"),
+    )
+
+
+def as_vectors(embeddings: Sequence[bytes | list[float]], url: str) -> Vectors:
+    """Rows of an answer, at least one: the bytes of little-endian float32, or numbers. Shape (n, d), all finite.
+
+    Raises:
+        TransientError: they are no vectors of one length.
+    """
+    first = embeddings[0]
+    if len(set(map(type, embeddings))) > 1 or len(set(map(len, embeddings))) > 1:
+        raise TransientError(f"{url} answered vectors of different lengths or kinds")
+    if not first or (isinstance(first, bytes) and len(first) % 4):
+        raise TransientError(f"{url} answered something that is no vector")
+    if isinstance(first, bytes):
+        flat = np.frombuffer(b"".join(some for some in embeddings if isinstance(some, bytes)), "<f4")
+        vectors = flat.reshape(len(embeddings), -1).astype(np.float32, copy=False)
+    else:
+        with np.errstate(over="ignore"):  # what float32 does not hold becomes infinity
+            vectors = np.array(embeddings, dtype=np.float32)
+    if not np.isfinite(vectors).all():
+        raise TransientError(f"{url} answered a vector with NaN or infinity in it")
+    return vectors
+
+
+def _error_of(data: bytes) -> tuple[set[str], str]:
+    """(code and type, message) of an error's body, whatever its shape."""
+    try:
+        body = msgspec.json.decode(data)
+        error = body.get("error") or body
+        if isinstance(error, str):
+            return set(), error
+        return {str(error.get("code")), str(error.get("type"))}, str(error.get("message") or shown(data))
+    except (msgspec.DecodeError, UnicodeDecodeError, AttributeError):
+        return set(), shown(data)
+
+
+def shown(data: bytes) -> str:
+    """The beginning of an answer, for a message."""
+    text = " ".join(data[:SHOWN_OF_AN_ANSWER].decode(errors="replace").split())
+    return text or "nothing"
+
+
+def _plain(error: BaseException) -> str:
+    return str(error) or type(error).__name__
