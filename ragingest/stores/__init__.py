@@ -11,7 +11,7 @@ from ragingest.stores.null import NullStore
 
 __all__ = ["STORES", "open_store"]
 
-STORES = ("qdrant-edge", "pgvector", "null")
+STORES = ("qdrant-edge", "pgvector", "jsonl", "parquet", "null")
 
 
 TIMEOUT_SECONDS = 60.0
@@ -24,7 +24,9 @@ def open_store(settings: StoreSettings, timeout: float = TIMEOUT_SECONDS) -> Sto
         UsageError: there is none, a package or a key is missing, or it cannot do what the settings ask for.
     """
     name = settings.store
-    if name in ("qdrant-edge", "null") and (settings.url is not None or settings.namespace is not None):
+    if name in ("qdrant-edge", "jsonl", "parquet", "null") and (
+        settings.url is not None or settings.namespace is not None
+    ):
         flag = "--url" if settings.url is not None else "--namespace"
         raise UsageError(f"the store {name} has no use for {flag}", "leave it out, or give another --store")
     if name == "qdrant-edge":
@@ -39,6 +41,8 @@ def open_store(settings: StoreSettings, timeout: float = TIMEOUT_SECONDS) -> Sto
         return EdgeProcess(Path(settings.store_path), settings.collection, drop_text=settings.drop_text)
     if name == "pgvector":
         return _pgvector(settings, timeout)
+    if name in ("jsonl", "parquet"):
+        return _files(settings)
     if name == "null":
         return NullStore()
     raise UsageError(f"there is no store {name!r}", f"choose one of: {', '.join(STORES)}")
@@ -56,3 +60,24 @@ def _pgvector(settings: StoreSettings, timeout: float) -> Store:
     return PgvectorStore(
         settings.url, settings.collection, settings.namespace, timeout=timeout, drop_text=settings.drop_text
     )
+
+
+def _files(settings: StoreSettings) -> Store:
+    from ragingest.stores.files import Export, FileStore
+
+    export: Export
+    try:
+        if settings.store == "jsonl":
+            from ragingest.stores.jsonl import JsonLines
+
+            export = JsonLines()
+        else:
+            from ragingest.stores.parquet import Parquet
+
+            export = Parquet()
+    except ImportError as error:
+        raise UsageError(
+            f"the store {settings.store} needs the package {error.name}",
+            f"pip install 'ragingest[{settings.store}]'",
+        ) from None
+    return FileStore(Path(settings.store_path), settings.collection, export, drop_text=settings.drop_text)

@@ -38,3 +38,17 @@ class TestPgvector(StoreContract):
     def build(self, folder: Path, collection: str) -> Store:
         schema = f"Schema of {hashlib.sha1(str(folder).encode(), usedforsecurity=False).hexdigest()}"
         return PgvectorStore(self.postgres.url(), collection, schema)
+
+
+class TestJsonLines(StoreContract):
+    searches = False
+
+    def build(self, folder: Path, collection: str) -> Store:
+        return open_store(StoreSettings(store="jsonl", store_path=str(folder), collection=collection))
+
+
+class TestParquet(StoreContract):
+    searches = False
+
+    def build(self, folder: Path, collection: str) -> Store:
+        return open_store(StoreSettings(store="parquet", store_path=str(folder), collection=collection))

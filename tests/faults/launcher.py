@@ -29,10 +29,12 @@ from ragingest.cli import main
 from ragingest.embedders.null import NullEmbedder
 from ragingest.embedders.wordllama import WordLlamaEmbedder
 from ragingest.stores.edge_process import EdgeProcess
+from ragingest.stores.files import FileStore
 from ragingest.stores.pgvector import PgvectorStore
 
 OWNERS: dict[str, Any] = {
     "CheckpointManager": CheckpointManager,
+    "FileStore": FileStore,
     "Journal": Journal,
     "Ledger": Ledger,
     "Path": pathlib.Path,
