@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from ragingest.documents import EmbeddedBatch, point_id
 from ragingest.errors import TerminalError, UsageError
@@ -23,14 +23,14 @@ from ragingest.settings import StoreSettings
 from ragingest.stores import files as module
 from ragingest.stores import open_store
 from ragingest.stores import parquet as parquet_module
-from ragingest.stores.files import FileStore
+from ragingest.stores.files import Export, FileStore
 from ragingest.stores.jsonl import JsonLines
 from ragingest.stores.parquet import Parquet
 from tests.contracts.embedding import chunk, document
 from tests.contracts.store_contract import DIMENSIONS, METADATA, batch_of, spec_of
 
 SPEC = spec_of(sparse=True)
-EXPORTS = {"jsonl": JsonLines, "parquet": Parquet}
+EXPORTS: dict[str, Callable[[], Export]] = {"jsonl": JsonLines, "parquet": Parquet}
 
 Point = dict[str, Any]
 Open = Callable[..., FileStore]
@@ -343,6 +343,4 @@ HISTORY_ROOT = Path()
 
 def test_any_history_ends_in_each_point_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "HISTORY_ROOT", tmp_path)
-    machine = History.TestCase()
-    machine.settings = settings(max_examples=30, stateful_step_count=20)
-    machine.runTest()
+    run_state_machine_as_test(History, settings=settings(max_examples=30, stateful_step_count=20))
