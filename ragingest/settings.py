@@ -166,8 +166,11 @@ class JobSettings(StoreSettings, frozen=True, kw_only=True):
             raise UsageError("no text field is named", "give --text-field NAME")
         if self.id_field in self.text_fields:
             raise UsageError(f'"{self.id_field}" cannot be both id and text', "change --id-field or --text-field")
-        if self.base_url is not None and "@" in self.base_url:
-            raise UsageError("--base-url holds a user or password", "put the key into OPENAI_API_KEY")
+        if self.base_url is not None and ("@" in self.base_url or _SECRET.search(self.base_url.partition("?")[2])):
+            raise UsageError(
+                "--base-url holds a user, password or key",
+                "put the key into the environment (docs/api-embedding.md)",
+            )
         if self.chunk_size < 8:
             raise UsageError(f"--chunk-size {self.chunk_size} is too small", "give at least 8 tokens")
         if not 0 <= self.chunk_overlap < self.chunk_size:

@@ -160,7 +160,7 @@ BaseUrl = Annotated[
     str | None,
     typer.Option(
         envvar="RAGINGEST_BASE_URL",
-        help="Of an embeddings API elsewhere: vLLM, TEI, Infinity, Ollama. Keys come from the environment.",
+        help="Of an embeddings API elsewhere: vLLM, TEI, Infinity, Ollama, Azure. Keys come from the environment.",
         rich_help_panel=EMBEDDING,
     ),
 ]

@@ -52,10 +52,12 @@ def open_api(
         UsageError: there is none, or its key is not in the environment.
     """
     if name == "openai":
-        from ragingest.embedders.openai import DEFAULT_BASE_URL, OpenAIRequests
+        from ragingest.embedders import openai
 
-        _, key = _key(("OPENAI_API_KEY",), base_url)
-        return OpenAIRequests(model, key, base_url or DEFAULT_BASE_URL, dimensions, timeout)
+        base = base_url or openai.DEFAULT_BASE_URL
+        names = ("AZURE_OPENAI_API_KEY", "OPENAI_API_KEY") if openai.is_azure(base) else ("OPENAI_API_KEY",)
+        key_name, key = _key(names, base_url)
+        return openai.OpenAIRequests(model, key, base, dimensions, timeout, key_name=key_name)
     if name == "cohere":
         from ragingest.embedders import cohere
 

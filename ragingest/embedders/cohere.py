@@ -68,7 +68,7 @@ class CohereRequests:
     ) -> None:
         self.model = model
         self._endpoint = Endpoint(base_url, key, key_name, model, timeout)
-        self._url = self._endpoint.url + PATH
+        self._url = self._endpoint.at(PATH)
         self._body: dict[str, Any] = {
             "model": model,
             "input_type": "search_query" if query else "search_document",

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
@@ -40,18 +40,39 @@ _A_MONTH = re.compile(r"(?i)(/|per|a) ?month\b|monthly").search
 
 
 class Endpoint:
-    """An API under `base_url`, with the key from the environment variable `key_name`. Used on one event loop."""
+    """An API under `base_url`, with the key from the environment variable `key_name`. Used on one event loop.
 
-    def __init__(self, base_url: str, key: str | None, key_name: str, model: str, timeout: float) -> None:
-        self.url = _checked(base_url).rstrip("/")
+    A query of `base_url` goes with every request. The key goes into the header `key_header`, if one is
+    named, else as a bearer token.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        key: str | None,
+        key_name: str,
+        model: str,
+        timeout: float,
+        *,
+        key_header: str | None = None,
+    ) -> None:
+        parts = _checked(base_url)
+        self.url = parts._replace(query="", fragment="").geturl().rstrip("/")
+        self._query = f"?{parts.query}" if parts.query else ""
         self._key = (key or "").strip()
         self._key_name = key_name
         self._model = model
         self._timeout = timeout
         if not (self._key.isascii() and (self._key.isprintable() or not self._key)):
             raise UsageError("the key holds characters that no key has", f"look at {key_name}")
-        self._headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        self._headers: dict[str, str] = {}
+        if self._key:
+            self._headers = {key_header: self._key} if key_header else {"Authorization": f"Bearer {self._key}"}
         self._session: aiohttp.ClientSession | None = None
+
+    def at(self, path: str) -> str:
+        """The whole address of `path`."""
+        return self.url + path + self._query
 
     async def call(self, method: str, path: str, **request: Any) -> tuple[bytes, Mapping[str, str]]:
         """One request, tried once: body and headers of an answer 200.
@@ -62,7 +83,7 @@ class Endpoint:
         Raises:
             TransientError, RejectedError, TerminalError: see `refused`.
         """
-        url = self.url + path
+        url = self.at(path)
         try:
             async with self._open().request(method, url, **request) as response:
                 data = await response.read()
@@ -118,20 +139,19 @@ class Endpoint:
         return self._session
 
 
-def _checked(base_url: str) -> str:
-    """The URL as it is.
+def _checked(base_url: str) -> SplitResult:
+    """The parts of the URL.
 
     Raises:
         UsageError: it is none.
     """
     try:
         url = urlsplit(base_url)
-        usable = url.scheme in ("http", "https") and url.hostname and " " not in url.hostname and url.port != 0
+        if url.scheme in ("http", "https") and url.hostname and " " not in url.hostname and url.port != 0:
+            return url
     except ValueError:
-        usable = False
-    if not usable:
-        raise UsageError(f"--base-url {base_url!r} is no URL", "write for example http://localhost:8000/v1")
-    return base_url
+        pass
+    raise UsageError(f"--base-url {base_url!r} is no URL", "write for example http://localhost:8000/v1")
 
 
 def _proxy_for(url: str) -> str | None:

@@ -1,4 +1,4 @@
-"""OpenAI's embeddings API, and every server that speaks it (vLLM, TEI, Infinity, Ollama).
+"""OpenAI's embeddings API, and every server that speaks it (vLLM, TEI, Infinity, Ollama, Azure).
 
 One POST is one `request`; retries, pacing and halving are wrapped around it (embedders/remote.py).
 It goes by aiohttp and msgspec instead of the openai package because that spends 117 us of CPU a
@@ -9,18 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
 from ragingest.embedders.http import Endpoint, as_vectors, rate_news, shown
-from ragingest.errors import TransientError
+from ragingest.errors import TransientError, UsageError
 from ragingest.protocols import Answer, RateNews
 
-__all__ = ["DEFAULT_BASE_URL", "OpenAIRequests"]
+__all__ = ["DEFAULT_BASE_URL", "OpenAIRequests", "is_azure"]
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 KEY_NAME = "OPENAI_API_KEY"
 PATH = "/embeddings"
+
+# Of Azure OpenAI and of Foundry: https://learn.microsoft.com/azure/ai-foundry/openai/api-version-lifecycle
+_AZURE_HOSTS = (
+    ".openai.azure.com",
+    ".openai.azure.us",
+    ".cognitiveservices.azure.com",
+    ".services.ai.azure.com",
+)
+_DEPLOYMENT = "/openai/deployments/"
 
 _JSON = {"Content-Type": "application/json"}
 
@@ -48,10 +58,22 @@ class OpenAIRequests:
 
     name = "openai"
 
-    def __init__(self, model: str, key: str | None, base_url: str, dimensions: int | None, timeout: float) -> None:
+    def __init__(
+        self,
+        model: str,
+        key: str | None,
+        base_url: str,
+        dimensions: int | None,
+        timeout: float,
+        *,
+        key_name: str = KEY_NAME,
+    ) -> None:
         self.model = model
-        self._endpoint = Endpoint(base_url, key, KEY_NAME, model, timeout)
-        self._url = self._endpoint.url + PATH
+        azure = is_azure(base_url)
+        if azure:
+            base_url = _azure_base(base_url)
+        self._endpoint = Endpoint(base_url, key, key_name, model, timeout, key_header="api-key" if azure else None)
+        self._url = self._endpoint.at(PATH)
         self._body: dict[str, Any] = {"model": model, "encoding_format": "base64"}
         if dimensions is not None:
             self._body["dimensions"] = dimensions
@@ -89,3 +111,29 @@ class OpenAIRequests:
 
     async def close(self) -> None:
         await self._endpoint.close()
+
+
+def is_azure(base_url: str) -> bool:
+    """Whether Azure answers there, which takes its key in a header of its own: by the host, or a deployment's path."""
+    try:
+        parts = urlsplit(base_url)
+    except ValueError:
+        return False
+    return (parts.hostname or "").endswith(_AZURE_HOSTS) or _DEPLOYMENT in parts.path
+
+
+def _azure_base(url: str) -> str:
+    """What stands in front of the path of embeddings; the whole address, as the portal shows it, will do.
+
+    Raises:
+        UsageError: neither a deployment nor the API of version 1 is named.
+    """
+    parts = urlsplit(url)
+    deployment = _DEPLOYMENT in parts.path and "api-version=" in parts.query
+    if not deployment and "/openai/v1" not in parts.path:
+        raise UsageError(
+            f"--base-url {url} is only a part of an address of Azure",
+            "write https://RESOURCE.openai.azure.com/openai/v1, "
+            "or https://RESOURCE.openai.azure.com/openai/deployments/NAME?api-version=2024-10-21",
+        )
+    return parts._replace(path=parts.path.rstrip("/").removesuffix(PATH)).geturl()

@@ -47,6 +47,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_tokens_per_text: int = 8191
     max_tokens_per_request: int = 300_000
     max_body_bytes: int | None = 32 * 2**20
+    deployments: dict[str, str] = msgspec.field(default_factory=lambda: {"my-embeddings": "text-embedding-3-small"})
+    """Azure's names of models, under /openai/."""
     cohere_max_texts: int = 96
     cohere_max_tokens: dict[str, int] = msgspec.field(default_factory=lambda: dict(COHERE_TOKENS))
     """Tokens a text of each model; others take `max_tokens_per_text`."""

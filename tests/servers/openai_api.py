@@ -1,4 +1,4 @@
-"""An embedding service on loopback: OpenAI's embeddings, files and batches, and Cohere's embed.
+"""An embedding service on loopback: OpenAI's embeddings (Azure's too), files and batches, and Cohere's embed.
 
 It rejects what is over the documented limits, counts requests and tokens in true sliding windows, goes wrong
 on command, and keeps exact books. Vectors are a function of the text (`vector_of`).
@@ -58,7 +58,7 @@ from tests.servers.answers import Answer, ApiError, Dialect, refused_by_fault, r
 from tests.servers.batches import BatchStore, FileStore, page
 from tests.servers.books import Bookkeeper, Books, Charge, Outcome
 from tests.servers.config import BatchOutcome, Control, ServerConfig
-from tests.servers.embeddings import Embedder, parse_cohere, parse_openai
+from tests.servers.embeddings import Embedder, EmbeddingsRequest, parse_cohere, parse_openai
 from tests.servers.faults import Fault, FaultSource, Script, odds
 from tests.servers.limits import RateLimits
 from tests.servers.remote import control, read_books
@@ -239,6 +239,8 @@ class EmbeddingsServer:
             route(method, path, handle)
 
         answer("POST", "/v1/embeddings", "embeddings", self._parse_openai)
+        answer("POST", "/openai/v1/embeddings", "embeddings", self._parse_azure)
+        answer("POST", "/openai/deployments/{name}/embeddings", "embeddings", self._parse_azure)
         answer("POST", "/v2/embed", "embeddings", self._parse_cohere, "cohere")
         answer("POST", "/v1/files", "files", self._parse_upload)
         answer("GET", "/v1/files", "files", self._parse_list_files)
@@ -298,6 +300,10 @@ class EmbeddingsServer:
             raise ApiError(413, f"Maximum content size limit ({limit}) exceeded.")
         if self.config.api_key is not None:
             scheme, _, key = request.headers.get("Authorization", "").partition(" ")
+            if "api-key" in request.headers and request.path.startswith("/openai/"):
+                scheme, key = "bearer", request.headers["api-key"]
+            elif request.path.startswith("/openai/deployments/"):
+                key = ""  # what a bearer brings there is a token of Entra
             if scheme.lower() != "bearer" or not key:
                 raise ApiError(401, "You didn't provide an API key.")
             if key != self.config.api_key:
@@ -351,8 +357,21 @@ class EmbeddingsServer:
 
     # The endpoints.
 
-    async def _parse_openai(self, request: web.Request) -> _Call:
+    async def _parse_azure(self, request: web.Request) -> _Call:
+        """As OpenAI's, for the model that is deployed under a name: that in the path, or that in the body."""
         parsed = parse_openai(await request.read())
+        name = request.match_info.get("name")
+        if name is not None and "api-version" not in request.query:
+            raise ApiError(404, "Resource not found", code="404")
+        model = self.config.deployments.get(name or parsed.model)
+        if model is None:
+            raise ApiError(404, "The API deployment for this resource does not exist.", code="DeploymentNotFound")
+        return self._openai_call(msgspec.structs.replace(parsed, model=model))
+
+    async def _parse_openai(self, request: web.Request) -> _Call:
+        return self._openai_call(parse_openai(await request.read()))
+
+    def _openai_call(self, parsed: EmbeddingsRequest) -> _Call:
 
         def run(fault: Fault | None) -> Answer:
             charge = self._embedder.check(parsed)

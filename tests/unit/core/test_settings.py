@@ -244,6 +244,25 @@ def test_a_job_from_standard_input_says_so() -> None:
 
 
 @pytest.mark.parametrize(
+    "url",
+    [
+        "http://ann:sesame@host/v1",
+        "https://r.openai.azure.com/openai/deployments/d?api-version=2024-10-21&api-key=sesame",
+        "https://host/v1?subscription-key=sesame",
+        "https://host/v1?access_token=sesame",
+    ],
+)
+def test_a_base_url_that_tells_a_secret_is_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(UsageError, match="--base-url holds") as caught:
+        changed(base_url=url).check()
+    assert "sesame" not in caught.value.message + caught.value.hint
+
+
+def test_a_base_url_may_have_a_query() -> None:
+    changed(base_url="https://r.openai.azure.com/openai/deployments/d?api-version=2024-10-21").check()
+
+
+@pytest.mark.parametrize(
     ("url", "told"),
     [
         ("localhost", "is no URL"),
