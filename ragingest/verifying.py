@@ -77,7 +77,6 @@ class Verification(msgspec.Struct, kw_only=True):
     """The first of each kind."""
     affected: int = 0
     """Documents with a point that is missing or altered."""
-    repaired: bool = False
 
     @property
     def exit_code(self) -> ExitCode:
