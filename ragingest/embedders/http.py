@@ -90,6 +90,11 @@ class Endpoint:
                 status, headers = response.status, response.headers
         except TimeoutError:
             raise TransientError(f"{url} did not answer within {self._timeout:g} s") from None
+        except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as error:
+            raise TerminalError(
+                f"{url} cannot be reached over TLS: {_plain(error)}",
+                "check --base-url (https or http?), or name the authority that signed its certificate: SSL_CERT_FILE=...",
+            ) from None
         except (aiohttp.ClientError, OSError) as error:
             raise TransientError(f"{url} cannot be reached: {_plain(error)}") from None
         if status != 200:
