@@ -33,6 +33,7 @@ from ragingest.embedders import APIS
 from ragingest.errors import ExitCode
 from ragingest.events import Counters
 from ragingest.models import DEFAULT_MODELS, MODELS, facts_of
+from ragingest.reject_kinds import REJECT_KINDS
 
 __all__ = [
     "COMMAND",
@@ -147,7 +148,11 @@ def _walk(app: typer.Typer, prefix: str = "ragingest") -> Iterator[tuple[str, Ca
             yield f"{prefix} {name}", command.callback
     for group in app.registered_groups:
         if group.typer_instance is not None:
-            yield from _walk(group.typer_instance, f"{prefix} {group.name or group.typer_instance.info.name}")
+            name = f"{prefix} {group.name or group.typer_instance.info.name}"
+            callback = group.typer_instance.registered_callback
+            if callback is not None and callback.invoke_without_command is True and callback.callback is not None:
+                yield name, callback.callback
+            yield from _walk(group.typer_instance, name)
 
 
 def command_names(app: typer.Typer = ragingest_app) -> list[str]:
@@ -276,6 +281,14 @@ def models() -> str:
     return f"\n{head}\n| --- | --- | --- | --- | --- | --- | --- | --- |\n{''.join(rows)}\n"
 
 
+def reject_kinds() -> str:
+    """The table of the kinds of rejects."""
+    rows = "".join(
+        f"| `{name}` | {kind.stages} | {kind.cause} | {kind.advice} |\n" for name, kind in REJECT_KINDS.items()
+    )
+    return f"\n| kind | stage | cause | what to do |\n| --- | --- | --- | --- |\n{rows}\n"
+
+
 SECTIONS: dict[str, Callable[[], str]] = {
     "commands": commands,
     "exit-codes": exit_codes,
@@ -284,6 +297,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "checkpoint-fields": checkpoint_fields,
     "ledger-schema": ledger_schema,
     "models": models,
+    "reject-kinds": reject_kinds,
 }
 
 

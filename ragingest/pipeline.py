@@ -165,10 +165,10 @@ class Pipeline:
             if status == "completed":
                 await self._in(self._ledger, self._delete_missing)
                 await self._in(self._ledger, patiently, self._p.store.finish, self._reporter())
-            checkpoint = await self._save(status, error.message if error else "")
+            checkpoint = await self._save(status, error)
         except RagingestError as second:
             error = error or second
-            checkpoint, _ = self._p.journal.snapshot("failed", error.message)
+            checkpoint, _ = self._p.journal.snapshot("failed", error.message, error.hint)
         finally:
             self._reader.shutdown(cancel_futures=True)
             self._ledger.shutdown()
@@ -458,11 +458,12 @@ class Pipeline:
                 await self._save("running")
                 pause = max(self._p.checkpoint_interval, SAVE_SHARE * (time.monotonic() - began))
 
-    async def _save(self, status: Status, message: str = "") -> Checkpoint:
+    async def _save(self, status: Status, error: RagingestError | None = None) -> Checkpoint:
         began = time.monotonic()
         self._dirty = False
         journal = self._p.journal
-        checkpoint = await self._in(self._ledger, journal.save, journal.snapshot(status, message), self._flush)
+        snapshot = journal.snapshot(status, *((error.message, error.hint) if error else ()))
+        checkpoint = await self._in(self._ledger, journal.save, snapshot, self._flush)
         self._p.emit(CheckpointSaved(time.monotonic() - began))
         return checkpoint
 

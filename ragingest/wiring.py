@@ -259,11 +259,7 @@ def checkpoint_of(manager: CheckpointManager, job: str, warn: Callable[[str], No
     """
     loaded = manager.load(job)
     if loaded is None:
-        known = ", ".join(manager.jobs()) or "none"
-        raise UsageError(
-            f"there is no job {job} in {manager.folder}",
-            f"start it with ragingest run, or give --checkpoint-dir (jobs there: {known})",
-        )
+        raise manager.unknown(job)
     if loaded.warning:
         warn(loaded.warning)
     return loaded.checkpoint
@@ -320,7 +316,7 @@ def _where_it_stands(
             for old, new in zip(before.parts, parts, strict=True)
         ]
         return before, msgspec.structs.replace(
-            before, status="running", attempts=before.attempts + 1, parts=infos, message="", updated=now()
+            before, status="running", attempts=before.attempts + 1, parts=infos, message="", hint="", updated=now()
         )
     why = "is a stream" if parts[0].size is None else "has changed since"
     emit(Noticed(f"the source {why}: it is read from its start, and the ledger says what is stored already"))

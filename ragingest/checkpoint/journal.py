@@ -136,7 +136,7 @@ class Journal:
         """Time that this run took, all its attempts together."""
         return self._before + time.monotonic() - self._clock
 
-    def snapshot(self, status: Status, message: str = "") -> tuple[Checkpoint, int]:
+    def snapshot(self, status: Status, message: str = "", hint: str = "") -> tuple[Checkpoint, int]:
         """The state now, as a value, and how many lines of rejects belong to it."""
         parts = [
             msgspec.structs.replace(
@@ -154,6 +154,7 @@ class Journal:
             counters=self.counters.copy(),
             reject_kinds=dict(self.reject_kinds),
             message=message,
+            hint=hint,
         )
         return checkpoint, self.rejects.waiting()
 
@@ -189,6 +190,7 @@ def next_run(before: Checkpoint, parts: list[PartState]) -> Checkpoint:
         reject_kinds={},
         rejects_bytes=0,
         message="",
+        hint="",
     )
 
 

@@ -42,6 +42,9 @@ CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) W
 INSERT OR IGNORE INTO meta VALUES ('format', 1), ('sync', 0);
 """
 
+_OF_THE_JOB = "(run > 0 OR seen > 0)"
+"""Others were found in the store when the ledger was rebuilt from it: they may be another job's."""
+
 
 class LedgerDamagedError(TerminalError):
     """The file is no ledger any more, or is at odds with itself."""
@@ -176,17 +179,16 @@ class Ledger:
 
     @_explained
     def unseen(self, run: int) -> tuple[int, int]:
-        """How many documents `run` has not read, and how many there are."""
-        row = self._db.execute(
-            "SELECT count(*) FILTER (WHERE seen <> ?), count(*) FROM documents", (run,)
-        ).fetchone()
+        """How many documents an earlier run has read and `run` has not, and how many there are."""
+        query = f"SELECT count(*) FILTER (WHERE seen <> ? AND {_OF_THE_JOB}), count(*) FROM documents"
+        row = self._db.execute(query, (run,)).fetchone()
         return int(row[0]), int(row[1])
 
     @_explained
     def unseen_page(self, run: int, after: str | None, limit: int) -> list[LedgerRow]:
-        """Up to `limit` rows of documents that `run` has not read, in order of their ids, behind `after`."""
+        """Up to `limit` rows of documents that `unseen` counts, in order of their ids, behind `after`."""
         rows = self._db.execute(
-            "SELECT * FROM documents WHERE (? IS NULL OR id > ?) AND seen <> ? ORDER BY id LIMIT ?",
+            f"SELECT * FROM documents WHERE (? IS NULL OR id > ?) AND seen <> ? AND {_OF_THE_JOB} ORDER BY id LIMIT ?",
             (after, after, run, limit),
         )
         return [LedgerRow(*row) for row in rows]

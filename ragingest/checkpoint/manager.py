@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence, Set
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from filelock import FileLock, Timeout
 
+from ragingest.checkpoint.holders import Holder, holders
 from ragingest.checkpoint.state import Checkpoint, CheckpointError, decode, encode
 from ragingest.errors import JobLockedError, TerminalError, UsageError
 from ragingest.settings import check_job_name
 
-__all__ = ["CheckpointManager", "JobFiles", "Loaded", "write_durably"]
+__all__ = ["CheckpointManager", "JobFiles", "Loaded", "open_state", "read_state", "write_durably"]
 
-_STATE_FILE = re.compile(r"(.+)\.json").fullmatch
+_STATE_FILE = re.compile(
+    r"(?P<job>.+)\.(?P<end>json(\.bak)?(\.tmp)?"
+    r"|(ledger|batches)\.sqlite(\.new)?(-wal|-shm|-journal)?"
+    r"|rejects\.jsonl(\.tmp)?"
+    r"|vectors\.[0-9a-f]{16}(\.damaged\d*)?"
+    r"|lock)"
+).fullmatch
+_ARCHIVED = re.compile(r"(?P<job>.+)_(?P<time>[0-9T]+)_(?P<run>\d+)\.json").fullmatch
+
+WAL_ENDS = ("-wal", "-shm")
 
 
 class JobFiles(NamedTuple):
@@ -69,10 +79,29 @@ class CheckpointManager:
                 for end in ("json", "json.bak", "ledger.sqlite", "rejects.jsonl", "lock", "vectors")
             )
         )
-        for path in files:
-            if path.is_symlink():
-                raise TerminalError(f"{path} is a symbolic link, which is not followed", "replace it by the file")
+        beside_ledger = (files.ledger.with_name(files.ledger.name + end) for end in WAL_ENDS)
+        for path in (*files, *beside_ledger):
+            _refuse_link(path)
         return files
+
+    def state_files(self, job: str) -> list[Path]:
+        """Everything that is there of a job, checkpoint first and lock last, then its archive."""
+        first = self.files(job)
+        found = [path for path in self._entries(self.folder, _STATE_FILE, job) if path not in first]
+        ordered = [first.checkpoint, first.backup, *sorted(found), first.ledger, first.rejects, first.lock]
+        return [path for path in ordered if path.exists()] + sorted(self.archived(job))
+
+    def archived(self, job: str) -> list[Path]:
+        """The checkpoints of the finished runs of a job, oldest first."""
+        return sorted(self._entries(self.folder / "completed", _ARCHIVED, job))
+
+    @staticmethod
+    def _entries(folder: Path, matcher: Callable[[str], re.Match[str] | None], job: str) -> Iterator[Path]:
+        if folder.is_dir() and not folder.is_symlink():
+            for path in folder.iterdir():
+                match = matcher(path.name)
+                if match and match["job"] == job:
+                    yield path
 
     def lock(self, job: str) -> FileLock:
         """Take the job for this process; the kernel releases it when the process ends, however it ends.
@@ -80,12 +109,13 @@ class CheckpointManager:
         Raises:
             JobLockedError: another process has it.
         """
-        lock = FileLock(self.files(job).lock, timeout=0, mode=0o600)
+        files = self.files(job)
+        lock = FileLock(files.lock, timeout=0, mode=0o600)
         try:
             lock.acquire()
         except Timeout:
             raise JobLockedError(
-                f"the job {job} is being worked on by another process (lock {lock.lock_file})",
+                f"the job {job} is being worked on by another process ({_told(holders(files.lock))})",
                 "wait for it to end, or give this run another --job",
             ) from None
         except OSError as error:
@@ -112,7 +142,7 @@ class CheckpointManager:
         problems: list[str] = []
         for path in (files.checkpoint, files.backup):
             try:
-                checkpoint = decode(path.read_bytes())
+                checkpoint = decode(read_state(path))
             except FileNotFoundError:
                 continue
             except CheckpointError as error:
@@ -146,34 +176,95 @@ class CheckpointManager:
 
     def archive(self, checkpoint: Checkpoint) -> None:
         """Keep the checkpoint of a finished run in `completed/`."""
-        folder = self.folder / "completed"
+        folder = self.archive_folder()
         time = re.sub(r"[^0-9T]", "", checkpoint.updated[:19])
         try:
-            folder.mkdir(mode=0o700, exist_ok=True)
             write_durably(folder / f"{checkpoint.job}_{time}_{checkpoint.run}.json", encode(checkpoint))
         except OSError as error:
             raise _unwritable(folder, error) from None
 
+    def archive_folder(self) -> Path:
+        """`completed/`, made if it is missing."""
+        folder = self.folder / "completed"
+        _refuse_link(folder)
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise _unwritable(folder, error) from None
+        return folder
+
     def jobs(self) -> Iterator[str]:
         """Names of all jobs that have a checkpoint, sorted."""
+        yield from self._names({"json"})
+
+    def leftovers(self) -> list[str]:
+        """Names of jobs that have state, but no checkpoint."""
+        return sorted({*self._names()} - {*self._names({"json"})})
+
+    def _names(self, ends: Set[str] | None = None) -> Iterator[str]:
         if not self.folder.is_dir():
             return
         for path in sorted(self.folder.iterdir()):
             match = _STATE_FILE(path.name)
-            if match and path.is_file():
+            if match and path.is_file() and (match["end"] in ends if ends else match["end"] != "lock"):
                 try:
-                    yield check_job_name(match.group(1))
+                    yield check_job_name(match["job"])
                 except UsageError:
                     continue
+
+    def unknown(self, job: str) -> UsageError:
+        """The error that there is no such job."""
+        known = ", ".join(self.jobs()) or "none"
+        return UsageError(
+            f"there is no job {job} in {self.folder}",
+            f"start it with ragingest run, or give --checkpoint-dir (jobs there: {known})",
+        )
 
     def forget(self, job: str, *, ledger: bool) -> None:
         """Drop the checkpoint and rejects of a job, and with `ledger` what it knows of documents."""
         files = self.files(job)
         doomed = [files.checkpoint, files.backup, files.rejects]
         if ledger:
-            doomed += [files.ledger, *(files.ledger.with_name(files.ledger.name + end) for end in ("-wal", "-shm"))]
+            doomed += [files.ledger, *(files.ledger.with_name(files.ledger.name + end) for end in WAL_ENDS)]
         for path in doomed:
             path.unlink(missing_ok=True)
+
+    def remove(self, job: str) -> None:
+        """Delete everything of a job that the caller has locked; the checkpoint goes first, so that the
+        rest is not trusted if this is interrupted.
+
+        Raises:
+            TerminalError: a file cannot be deleted.
+        """
+        try:
+            for path in self.state_files(job):
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise _unwritable(self.folder, error) from None
+
+
+def open_state(path: Path) -> BinaryIO:
+    """Open a state file to read it; never through a symbolic link.
+
+    Raises:
+        OSError: it is missing, a link, or cannot be read.
+    """
+    return os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
+
+
+def read_state(path: Path) -> bytes:
+    """All of a state file, as `open_state` opens it."""
+    with open_state(path) as file:
+        return file.read()
+
+
+def _refuse_link(path: Path) -> None:
+    if path.is_symlink():
+        raise TerminalError(f"{path} is a symbolic link, which is not followed", "replace it by the file")
+
+
+def _told(found: Sequence[Holder]) -> str:
+    return "; ".join(map(str, found)) or "one that cannot be seen from here"
 
 
 def write_durably(path: Path, data: bytes, backup: Path | None = None) -> None:

@@ -76,6 +76,8 @@ class Checkpoint(msgspec.Struct, kw_only=True):
     rejects_bytes: int = 0
     """Length of the rejects file that belongs to this checkpoint; what lies behind it is redone."""
     message: str = ""
+    hint: str = ""
+    """What ended the run, if it failed, and what to do about it."""
     checksum: str = ""
     """BLAKE2b over all other fields, so that a damaged file is told from a good one."""
 

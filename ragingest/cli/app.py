@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +13,8 @@ import typer
 
 from ragingest.cli import display
 from ragingest.cli.copy import copy
+from ragingest.cli.failures import failures
+from ragingest.cli.jobs import jobs
 from ragingest.cli.options import EXIT_CODES
 from ragingest.cli.plan import plan
 from ragingest.cli.resume import resume
@@ -39,6 +41,8 @@ app.command(epilog=EXIT_CODES)(run)
 app.command(epilog=EXIT_CODES)(resume)
 app.command()(plan)
 app.command()(stats)
+app.command()(failures)
+app.add_typer(jobs)
 app.command()(search)
 app.command(epilog=EXIT_CODES)(verify)
 app.command(epilog=EXIT_CODES)(copy)
@@ -61,9 +65,28 @@ def _common(
 
     Settings come from flags, then RAGINGEST_* variables, then ragingest.toml in the current folder.
     """
-    commands = ctx.command.commands  # type: ignore[attr-defined]  # a group
+    commands = dict(_commands(ctx.command))
     options = {name: _option_names(command.params) for name, command in commands.items()}
-    ctx.default_map = _configuration(Path(CONFIG_FILE), options)
+    ctx.default_map = _nested(_configuration(Path(CONFIG_FILE), options))
+
+
+def _commands(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(full name, command) of every command; of a group itself too, for it may have options of its own."""
+    for name, command in group.commands.items():
+        yield prefix + name, command
+        if hasattr(command, "commands"):
+            yield from _commands(command, f"{prefix}{name} ")
+
+
+def _nested(defaults: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """As click wants them: those of `jobs rm` under `rm` among those of `jobs`."""
+    nested: dict[str, Any] = {}
+    for name, values in defaults.items():
+        level = nested
+        for part in name.split():
+            level = level.setdefault(part, {})
+        level.update(values)
+    return nested
 
 
 def _option_names(parameters: Iterable[Any]) -> dict[str, str]:
@@ -94,7 +117,7 @@ def _configuration(path: Path, options: Mapping[str, Mapping[str, str]]) -> dict
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"{path} cannot be read: {error}", "mend it, or move it away") from None
     common = {_option(key): value for key, value in found.items() if not isinstance(value, dict)}
-    own = {name: table for name, table in found.items() if isinstance(table, dict)}
+    own = dict(_tables(found))
     if unknown := own.keys() - options.keys():
         raise UsageError(f"{path} has a table for no command: {', '.join(sorted(unknown))}", "remove it")
     if unknown := common.keys() - {name for names in options.values() for name in names}:
@@ -111,6 +134,14 @@ def _configuration(path: Path, options: Mapping[str, Mapping[str, str]]) -> dict
             )
         defaults[command] = {names[option]: value for option, value in (common | table).items() if option in names}
     return defaults
+
+
+def _tables(found: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """(full name of a command, what its table sets) of `[run]`, `[jobs.rm]` and so on."""
+    for name, table in found.items():
+        if isinstance(table, dict):
+            yield prefix + name, {key: value for key, value in table.items() if not isinstance(value, dict)}
+            yield from _tables(table, f"{prefix}{name} ")
 
 
 def _option(key: str) -> str:

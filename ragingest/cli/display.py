@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from rich.console import Console, Group
@@ -37,15 +37,21 @@ from ragingest.resources import own_anonymous_bytes
 from ragingest.verifying import Verification
 
 __all__ = [
+    "JobState",
     "PlainLines",
     "progress",
+    "show_done",
     "show_error",
     "show_hits",
     "show_job",
     "show_jobs",
+    "show_states",
     "show_summary",
     "show_verification",
     "show_warning",
+    "size",
+    "status_of",
+    "write_json",
 ]
 
 LINE_SECONDS = 30.0
@@ -100,7 +106,7 @@ class PlainLines:
         spent = f", {_books_line(counters.books)}" if counters.books.requests else ""
         return (
             f"{share}{counters.read:,} records, {self._rate.of(counters.read):,.0f}/s, {counters.chunks:,} chunks, "
-            f"{counters.rejected:,} rejected, {_size(own_anonymous_bytes())}{spent}"
+            f"{counters.rejected:,} rejected, {size(own_anonymous_bytes())}{spent}"
         )
 
 
@@ -161,7 +167,7 @@ class LiveScreen:
             (f"  {self._rate.of(counters.read):,.0f} records/s", "bold"),
             f"   {counters.read:,} records   {counters.chunks:,} chunks   ",
             (f"{counters.rejected:,} rejected", "red" if counters.rejected else ""),
-            f"   {self._in_flight:,} in flight   {_size(own_anonymous_bytes())} memory",
+            f"   {self._in_flight:,} in flight   {size(own_anonymous_bytes())} memory",
         )
         lines: list[Any] = [self._progress, numbers]
         if counters.books.requests:
@@ -207,7 +213,7 @@ def _sentence(event: Event) -> str:
 
 
 def _paused(event: Paused) -> str:
-    return f"reading is paused: {event.where} uses {_size(event.used)} of the {_size(event.limit)} allowed (--max-memory)"
+    return f"reading is paused: {event.where} uses {size(event.used)} of the {size(event.limit)} allowed (--max-memory)"
 
 
 # -- results -----------------------------------------------------------------------------------------
@@ -216,7 +222,7 @@ def _paused(event: Paused) -> str:
 def show_summary(summary: Summary, *, as_json: bool, checkpoint_dir: Path) -> None:
     """What the run did: on stdout; and on stderr what went wrong and the command that goes on from there."""
     if as_json:
-        _write_json(_summary_fields(summary))
+        write_json(_summary_fields(summary))
     else:
         out = _out()
         c = summary.counters
@@ -230,7 +236,7 @@ def show_summary(summary: Summary, *, as_json: bool, checkpoint_dir: Path) -> No
         )
         out.print(
             f"  {c.chunks:,} chunks in {_duration(summary.seconds)}, {summary.rate:,.0f} records/s, "
-            f"peak memory {_size(summary.peak_memory_bytes)}"
+            f"peak memory {size(summary.peak_memory_bytes)}"
         )
         changes = []
         if c.revised:
@@ -293,7 +299,7 @@ def _milliseconds(seconds: float) -> str:
 def show_verification(found: Verification, *, as_json: bool, to_stderr: bool = False) -> None:
     """What was compared, and what is not as it should be."""
     if as_json:
-        _write_json({**msgspec.to_builtins(found), "exit_code": int(found.exit_code)})
+        write_json({**msgspec.to_builtins(found), "exit_code": int(found.exit_code)})
         return
     out = _err() if to_stderr else _out()
     out.print(
@@ -320,7 +326,7 @@ def show_error(error: RagingestError, *, as_json: bool) -> None:
     if error.hint:
         err.print(f"  {error.hint}")
     if as_json:
-        _write_json(
+        write_json(
             {"status": "error", "message": error.message, "hint": error.hint, "exit_code": int(error.exit_code)}
         )
 
@@ -331,10 +337,10 @@ def show_warning(message: str) -> None:
 
 def show_jobs(checkpoints: Sequence[Checkpoint], manager: CheckpointManager, *, as_json: bool) -> None:
     if as_json:
-        _write_json([_job_fields(checkpoint, manager) for checkpoint in checkpoints])
+        write_json([_job_fields(checkpoint, manager) for checkpoint in checkpoints])
         return
     if not checkpoints:
-        _out().print(f"no jobs in {manager.folder}; start one with ragingest run SOURCE")
+        _out().print(_no_jobs(manager))
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("job", overflow="fold")
@@ -346,7 +352,7 @@ def show_jobs(checkpoints: Sequence[Checkpoint], manager: CheckpointManager, *, 
         c = checkpoint.counters
         table.add_row(
             checkpoint.job,
-            _status(checkpoint, manager),
+            status_of(checkpoint, manager),
             *(f"{number:,}" for number in (c.read, c.stored, c.unchanged, c.duplicate, c.rejected)),
             f"{_rate(checkpoint):,.0f}",
             _duration(checkpoint.seconds),
@@ -358,7 +364,7 @@ def show_jobs(checkpoints: Sequence[Checkpoint], manager: CheckpointManager, *, 
 def show_job(checkpoint: Checkpoint, manager: CheckpointManager, *, as_json: bool) -> None:
     fields = _job_fields(checkpoint, manager)
     if as_json:
-        _write_json(fields)
+        write_json(fields)
         return
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold")
@@ -386,7 +392,7 @@ def _job_fields(checkpoint: Checkpoint, manager: CheckpointManager) -> dict[str,
     files = manager.files(checkpoint.job)
     return {
         "job": checkpoint.job,
-        "status": _status(checkpoint, manager),
+        "status": status_of(checkpoint, manager),
         "run": checkpoint.run,
         "source": checkpoint.settings.source,
         "collection": checkpoint.settings.collection,
@@ -409,16 +415,63 @@ def _job_fields(checkpoint: Checkpoint, manager: CheckpointManager) -> dict[str,
     }
 
 
-def _status(checkpoint: Checkpoint, manager: CheckpointManager) -> str:
+def status_of(checkpoint: Checkpoint, manager: CheckpointManager) -> str:
     """The status; a run that no process works on any more was killed."""
     if checkpoint.status == "running" and not manager.is_locked(checkpoint.job):
         return "killed"
     return checkpoint.status
 
 
+class JobState(NamedTuple):
+    """What is kept of a job: its `size` on disk in bytes, and what its checkpoint says, if it has one."""
+
+    job: str
+    status: str
+    size: int
+    run: int | None = None
+    read: int | None = None
+    rejected: int | None = None
+    updated: str = ""
+    source: str = ""
+    collection: str = ""
+
+
+def show_states(states: Sequence[JobState], manager: CheckpointManager, *, as_json: bool) -> None:
+    if as_json:
+        write_json([state._asdict() for state in states])
+        return
+    if not states:
+        _out().print(_no_jobs(manager))
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("job", overflow="fold")
+    table.add_column("status", no_wrap=True)
+    for name in ("run", "read", "rejected", "on disk"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("updated (UTC)", no_wrap=True)
+    table.add_column("source", overflow="fold")
+    for state in states:
+        numbers = ("" if number is None else f"{number:,}" for number in (state.run, state.read, state.rejected))
+        updated = state.updated[:16].replace("T", " ")
+        table.add_row(state.job, state.status, *numbers, size(state.size), updated, state.source)
+    _out(table=True).print(table)
+
+
+def show_done(line: str, fields: Mapping[str, Any], *, as_json: bool) -> None:
+    """The result of a command that changes something: a line, or a document."""
+    if as_json:
+        write_json(fields)
+    else:
+        _out().print(line)
+
+
+def _no_jobs(manager: CheckpointManager) -> str:
+    return f"no jobs in {manager.folder}; start one with ragingest run SOURCE"
+
+
 def show_hits(hits: Sequence[Hit], *, as_json: bool) -> None:
     if as_json:
-        _write_json([hit._asdict() for hit in hits])
+        write_json([hit._asdict() for hit in hits])
         return
     out = _out()
     if not hits:
@@ -430,7 +483,8 @@ def show_hits(hits: Sequence[Hit], *, as_json: bool) -> None:
         out.print("   " + (text if len(text) <= SNIPPET_CHARACTERS else text[: SNIPPET_CHARACTERS - 1] + "…"))
 
 
-def _write_json(value: object) -> None:
+def write_json(value: object) -> None:
+    """One document on stdout."""
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=1).decode() + "\n")
 
 
@@ -454,7 +508,8 @@ def _rate(checkpoint: Checkpoint) -> float:
     return checkpoint.counters.read / checkpoint.seconds if checkpoint.seconds else 0.0
 
 
-def _size(number: float) -> str:
+def size(number: float) -> str:
+    """Bytes for people."""
     for unit in ("B", "kB", "MB"):
         if number < 1000:
             return f"{number:.0f} {unit}"

@@ -65,7 +65,7 @@ def test_a_file_that_makes_no_sense_is_refused(ragingest: Command, content: str,
     [
         (("--bogus",), "--bogus"),
         (("--embedder", "magic"), "choose one of: "),
-        (("--store", "magic"), "choose one of: qdrant-edge, null"),
+        (("--store", "magic"), "choose one of: qdrant-edge"),
         (("--max-memory", "0"), "--max-memory"),
         (("--max-record-bytes", "12 parsecs"), "--max-record-bytes"),
         (("--max-errors", "120%"), "--max-errors"),

@@ -1,0 +1,1 @@
+"""What is done with the state of jobs, besides running them."""
