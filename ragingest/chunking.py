@@ -43,12 +43,14 @@ class Chunker:
     """Splits documents of more than `size` tokens of the embedder; may be used by several threads at once.
 
     Consecutive chunks share up to `overlap` tokens. A document that fits is left exactly as it is.
+    Where the embedder takes no more than `most` tokens, fewer than `size`, that is the size, and the
+    overlap is reduced in proportion.
     """
 
-    def __init__(self, tokenizer: Tokenizer, size: int, overlap: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, size: int, overlap: int, most: int | None = None) -> None:
         self._tokenizer = tokenizer
-        self._size = size
-        self._overlap = overlap
+        self._size = size if most is None else min(size, most)
+        self._overlap = overlap * self._size // size
         self._made: dict[bool, MarkdownSplitter | TextSplitter] = {}
         self._making = threading.Lock()
 

@@ -80,7 +80,7 @@ def embed_query(name: str, model: str, base_url: str | None, dimensions: int, te
         RagingestError: the embedder cannot be opened or does not answer.
     """
     if name not in APIS:
-        embedder = open_embedder(name, dimensions)
+        embedder = open_embedder(name, dimensions, model=model)
         try:
             return embedder.embed_query(text)
         finally:
@@ -96,7 +96,14 @@ def embed_query(name: str, model: str, base_url: str | None, dimensions: int, te
 
 
 def _local(settings: JobSettings, options: RunOptions, *, sparse: bool) -> Embedding:
-    embedder: Embedder = open_embedder(settings.embedder, settings.dimensions, sparse=sparse)
+    embedder: Embedder = open_embedder(
+        settings.embedder,
+        settings.dimensions,
+        model=settings.model,
+        device=options.device,
+        max_texts=options.batch_size,
+        sparse=sparse,
+    )
     limits = embedder.limits
     concurrency = options.concurrency or limits.concurrency
     if concurrency > 1:
@@ -105,7 +112,9 @@ def _local(settings: JobSettings, options: RunOptions, *, sparse: bool) -> Embed
     threads = ThreadPoolExecutor(concurrency, "embed")
     split: Split = whole
     if settings.chunk and embedder.tokenizer is not None:
-        split = Chunker(embedder.tokenizer, settings.chunk_size, settings.chunk_overlap).split
+        split = Chunker(
+            embedder.tokenizer, settings.chunk_size, settings.chunk_overlap, limits.max_tokens_per_text
+        ).split
     size = min(options.batch_size or limits.max_texts, limits.max_texts)
 
     async def embed(chunks: list[Chunk]) -> EmbeddedBatch:

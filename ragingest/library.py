@@ -66,7 +66,12 @@ async def ingest(
 def absolute(settings: JobSettings) -> JobSettings:
     """The same settings with absolute paths, so that they mean the same from every folder."""
     source = settings.source if settings.source == STDIN else str(Path(settings.source).absolute())
-    return msgspec.structs.replace(settings, source=source, store_path=str(Path(settings.store_path).absolute()))
+    model = settings.model
+    if settings.embedder == "sentence-transformers" and model and Path(model).is_dir():
+        model = str(Path(model).absolute())
+    return msgspec.structs.replace(
+        settings, source=source, model=model, store_path=str(Path(settings.store_path).absolute())
+    )
 
 
 def search(

@@ -158,7 +158,7 @@ DEFAULT_MODELS = {
 }
 """Which model an embedder uses when none is named."""
 
-_SPEAKS_OPENAI = frozenset({"openai", "openai-batch", "sentence-transformers"})
+_SPEAKS_OPENAI = frozenset({"openai", "openai-batch"})
 
 _BY_NAME = {(facts.provider, facts.name): facts for facts in MODELS}
 

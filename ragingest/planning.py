@@ -173,7 +173,7 @@ class _Embedding:
 
 def _embedding(settings: JobSettings, options: PlanOptions) -> _Embedding:
     name = settings.embedder
-    if name in ("wordllama", "null") or name not in (*EMBEDDERS, *DEFAULT_MODELS, *LOCAL_EMBEDDERS):
+    if name in LOCAL_EMBEDDERS or name not in (*EMBEDDERS, *DEFAULT_MODELS):
         return _local(settings, options)
     model = settings.model or DEFAULT_MODELS.get(name)
     if model is None:
@@ -202,12 +202,20 @@ def _embedding(settings: JobSettings, options: PlanOptions) -> _Embedding:
 
 
 def _local(settings: JobSettings, options: PlanOptions) -> _Embedding:
-    embedder = open_embedder(settings.embedder, settings.dimensions)
+    embedder = open_embedder(
+        settings.embedder,
+        settings.dimensions,
+        model=settings.model,
+        device=options.run.device,
+        max_texts=options.run.batch_size,
+        download=False,
+    )
     try:
         tokenizer, limits = embedder.tokenizer, embedder.limits
         split: Split = whole
         if settings.chunk and tokenizer is not None:
-            split = Chunker(tokenizer, settings.chunk_size, settings.chunk_overlap).split
+            most = limits.max_tokens_per_text
+            split = Chunker(tokenizer, settings.chunk_size, settings.chunk_overlap, most).split
         return _Embedding(
             model=embedder.model,
             dimensions=embedder.dimensions,

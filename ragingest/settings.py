@@ -33,6 +33,7 @@ DEFAULT_CHUNK_SIZE = 512
 DEFAULT_CHUNK_OVERLAP = 64
 
 _JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}").fullmatch
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?|mps").fullmatch
 _SECRET = re.compile(r"(?i)(password|passwd|key|token|secret)=")
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", re.IGNORECASE).fullmatch
 
@@ -287,6 +288,8 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     concurrency: int | None = None
     """Embedding calls at once; None: what the embedder advises."""
+    device: str = "auto"
+    """What an embedder in this process computes on: auto, cpu, cuda, cuda:N, mps."""
     batch_size: int | None = None
     """Chunks in an embedding call; None: what the embedder takes."""
     upsert_size: int | None = None
@@ -359,6 +362,8 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
             raise UsageError("--price-per-million is negative", "give dollars for a million tokens")
         if not 0 <= self.max_delete <= 1:
             raise UsageError("--max-delete is no percentage from 0 to 100", "write for example 30%")
+        if not _DEVICE(self.device):
+            raise UsageError(f"--device {self.device!r} is none", "give auto, cpu, cuda, cuda:1 or mps")
         if not 0 < self.checkpoint_interval <= 3600:
             raise UsageError("--checkpoint-interval must lie between 0 and 3600 seconds")
 

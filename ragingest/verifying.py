@@ -130,12 +130,18 @@ def verify_job(
             patiently(store.open)
             ledger = Ledger(manager.files(checkpoint.job).ledger)
             try:
-                embedder = open_embedder(settings.embedder, settings.dimensions, sparse=False) if vectors else None
+                embedder = _embedder(checkpoint) if vectors else None
                 return _Comparison(checkpoint, store, ledger, embedder).run(sample, repair, watch)
             finally:
                 ledger.close()
         finally:
             store.close()
+
+
+def _embedder(checkpoint: Checkpoint) -> Embedder:
+    settings = checkpoint.settings
+    device = checkpoint.options.device
+    return open_embedder(settings.embedder, settings.dimensions, model=settings.model, device=device, sparse=False)
 
 
 class _Comparison:

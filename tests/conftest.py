@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import pytest
 from tests.servers.postgres import PostgresServer
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+# Workers of pytest-xdist share the cores, and so do the threads that PyTorch would start in each.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # How fast a machine is does not decide whether a test passes.
 hypothesis.settings.register_profile(

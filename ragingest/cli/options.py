@@ -25,6 +25,7 @@ __all__ = [
     "Collection",
     "Concurrency",
     "DeleteMissing",
+    "Device",
     "Dimensions",
     "DropText",
     "EXIT_CODES",
@@ -152,7 +153,7 @@ Model = Annotated[
     str | None,
     typer.Option(
         envvar="RAGINGEST_MODEL",
-        help=r"Model of an embeddings API. \[default: its usual one]",
+        help=r"Model of an API, or for sentence-transformers a folder or a name. \[default: an API's usual one]",
         rich_help_panel=EMBEDDING,
     ),
 ]
@@ -167,6 +168,14 @@ BaseUrl = Annotated[
 Dimensions = Annotated[
     int | None,
     typer.Option(help=r"Numbers in a vector. \[default: the embedder's]", rich_help_panel=EMBEDDING),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        envvar="RAGINGEST_DEVICE",
+        help=r"For sentence-transformers: cpu, cuda, cuda:1, mps. \[default: a GPU if there is one]",
+        rich_help_panel=EMBEDDING,
+    ),
 ]
 SplitLong = Annotated[
     bool, typer.Option("--chunk/--no-chunk", help="Split long documents.", rich_help_panel=EMBEDDING)

@@ -20,6 +20,7 @@ __all__ = ["resume"]
 def resume(
     job: Annotated[str, typer.Argument(help="Name of the job, as ragingest stats shows it.")],
     checkpoint_dir: opt.CheckpointDir = Path("checkpoints"),
+    device: opt.Device = None,
     concurrency: opt.Concurrency = None,
     batch_size: opt.BatchSize = None,
     upsert_size: opt.UpsertSize = None,
@@ -50,6 +51,7 @@ def resume(
         checkpoint = checkpoint_of(CheckpointManager(checkpoint_dir), job, lambda _warning: None)
         options = opt.apply_options(
             checkpoint.options,
+            device=device,
             concurrency=concurrency,
             batch_size=batch_size,
             upsert_size=upsert_size,

@@ -80,6 +80,7 @@ def run(
     on_disk: opt.OnDisk = None,
     quantization: opt.Quantization = None,
     index_metadata: opt.IndexMetadata = None,
+    device: opt.Device = None,
     concurrency: opt.Concurrency = None,
     batch_size: opt.BatchSize = None,
     upsert_size: opt.UpsertSize = None,
@@ -129,6 +130,7 @@ def run(
     )
     options = opt.apply_options(
         RunOptions(),
+        device=device,
         concurrency=concurrency,
         batch_size=batch_size,
         upsert_size=upsert_size,

@@ -15,16 +15,28 @@ __all__ = ["APIS", "EMBEDDERS", "open_api", "open_embedder"]
 APIS = ("openai", "cohere")
 """Embedders behind an API; the others compute in this process."""
 
-EMBEDDERS = ("wordllama", *APIS, "null")
+EMBEDDERS = ("wordllama", "sentence-transformers", *APIS, "null")
 
 NULL_DIMENSIONS = 8
 
 
-def open_embedder(name: str, dimensions: int | None = None, *, sparse: bool = True) -> Embedder:
+def open_embedder(
+    name: str,
+    dimensions: int | None = None,
+    *,
+    model: str | None = None,
+    device: str = "auto",
+    max_texts: int | None = None,
+    sparse: bool = True,
+    download: bool = True,
+) -> Embedder:
     """The embedder of that name that computes in this process, loaded; with BM25 unless `sparse` is False.
+
+    `model` and what `SentenceTransformersEmbedder` says of the others are for embedders of many models.
 
     Raises:
         UsageError: there is none, a package is missing, or it cannot make that many dimensions.
+        TerminalError: its model could not be downloaded.
     """
     if name == "wordllama":
         from ragingest.embedders.wordllama import DIMENSIONS, WordLlamaEmbedder
@@ -32,6 +44,17 @@ def open_embedder(name: str, dimensions: int | None = None, *, sparse: bool = Tr
         if dimensions not in (None, DIMENSIONS):
             raise UsageError(f"wordllama makes {DIMENSIONS} dimensions, not {dimensions}", "leave --dimensions out")
         return WithBM25(WordLlamaEmbedder()) if sparse else WordLlamaEmbedder()
+    if name == "sentence-transformers":
+        from ragingest.embedders.sentence_transformers import SentenceTransformersEmbedder
+
+        if not model:
+            raise UsageError(
+                f"--embedder {name} needs a model", "give --model: a folder, or a name at Hugging Face"
+            )
+        dense = SentenceTransformersEmbedder(
+            model, dimensions, device=device, max_texts=max_texts, download=download
+        )
+        return WithBM25(dense) if sparse else dense
     if name == "null":
         return NullEmbedder(dimensions or NULL_DIMENSIONS)
     raise UsageError(f"there is no embedder {name!r}", f"choose one of: {', '.join(EMBEDDERS)}")

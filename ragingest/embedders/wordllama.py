@@ -15,28 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ragingest.documents import Chunk, EmbeddedBatch
+from ragingest.embedders.tokenizing import FastTokenizer
 from ragingest.errors import RejectedError, UsageError
 from ragingest.protocols import EmbedderLimits, Query
 
 __all__ = ["WordLlamaEmbedder"]
 
 DIMENSIONS = 256
-
-
-class WordLlamaTokenizer:
-    """The embedder's tokenizer, without padding or truncation."""
-
-    def __init__(self, backend: Any) -> None:
-        backend.no_padding()
-        backend.no_truncation()
-        self._backend = backend
-
-    def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.intp]]:
-        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=np.intp) for encoding in encodings]
-
-    def splitter_backend(self) -> Any:
-        return self._backend
 
 
 class WordLlamaEmbedder:
@@ -56,7 +41,7 @@ class WordLlamaEmbedder:
         """
         inference = _load()
         self._embedding: npt.NDArray[np.float32] = inference.embedding
-        self.tokenizer: WordLlamaTokenizer = WordLlamaTokenizer(inference.tokenizer)
+        self.tokenizer: FastTokenizer = FastTokenizer(inference.tokenizer)
 
     def embed(self, chunks: Sequence[Chunk]) -> EmbeddedBatch:
         unknown = [chunk.text for chunk in chunks if chunk.tokens is None]

@@ -7,6 +7,7 @@ from functools import cache
 from ragingest.embedders import open_embedder
 from ragingest.embedders.wordllama import WordLlamaEmbedder
 from ragingest.protocols import Embedder
+from tests.models import MINILM
 
 from .embedder_contract import EmbedderContract
 
@@ -26,6 +27,19 @@ class TestWordLlamaWithBM25(EmbedderContract):
 class TestWordLlama(EmbedderContract):
     def build(self) -> Embedder:
         return wordllama()
+
+
+@cache
+def minilm() -> Embedder:
+    return open_embedder("sentence-transformers", model=str(MINILM), device="cpu")
+
+
+class TestSentenceTransformers(EmbedderContract):
+    tolerance = 1e-5
+    turns = 3
+
+    def build(self) -> Embedder:
+        return minilm()
 
 
 class TestNull(EmbedderContract):

@@ -182,6 +182,14 @@ def test_the_default_embedders_chunks_fit_it_and_hold_the_whole_text(
         assert joined == bare(one.text) if overlap == 0 else len(joined) >= len(bare(one.text))
 
 
+def test_chunks_are_no_longer_than_the_embedder_takes_and_share_as_large_a_part() -> None:
+    text = " ".join(f"w{number}" for number in range(100))
+    (reduced,) = Chunker(WordTokenizer(), 20, 6, 10).split([document(text=text)])
+    assert [chunk.text for chunk in reduced] == [chunk.text for chunk in split(text, 10, 3)]
+    (unbound,) = Chunker(WordTokenizer(), 20, 6, 30).split([document(text=text)])
+    assert [chunk.text for chunk in unbound] == [chunk.text for chunk in split(text, 20, 6)]
+
+
 def test_consecutive_chunks_share_text_up_to_the_overlap() -> None:
     text = " ".join(f"w{number}" for number in range(100))
     chunks = split(text, 10, 3)

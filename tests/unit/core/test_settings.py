@@ -355,6 +355,8 @@ def test_the_defaults_can_work() -> None:
     ("wrong", "flag"),
     [
         ({"concurrency": 0}, "--concurrency"),
+        ({"device": "tpu"}, "--device"),
+        ({"device": "cuda:x"}, "--device"),
         ({"batch_size": 0}, "--batch-size"),
         ({"upsert_size": -1}, "--upsert-size"),
         ({"checkpoint_interval": 0}, "--checkpoint-interval"),
