@@ -241,6 +241,7 @@ def reject_encoding(head: bytes, stream: ByteStream) -> None:
 
 _UTF16 = "convert it: iconv -f UTF-16 -t UTF-8 FILE"
 _FOREIGN = [
+    (b"\xff\xfe\0\0", "UTF-32 text", "convert it: iconv -f UTF-32 -t UTF-8 FILE"),
     (b"\xff\xfe", "UTF-16 text", _UTF16),
     (b"\xfe\xff", "UTF-16 text", _UTF16),
     (b"\x1f\x8b", "compressed by gzip", "name it .gz, or pipe it through gzip -dc"),
