@@ -61,6 +61,11 @@ REJECT_KINDS = {
         "the text has more tokens than the embedder takes, or may well have; it was not sent",
         "leave out `--no-chunk`, or make `--chunk-size` smaller",
     ),
+    "out_of_memory": RejectKind(
+        "embed",
+        "the text by itself needs more memory than the device of the embedder has",
+        "make `--chunk-size` smaller, or use another `--device`",
+    ),
     "refused_by_embedder": RejectKind(
         "embed",
         "the server of the embedder refuses the text by itself, not only its batch; the message is the server's",
