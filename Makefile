@@ -1,10 +1,13 @@
 # make demo    ingest the sample corpus and search it
 # make test    format check, lint, types, layers, all tests
+# make crash-test  every way to die: killed at every step and at random, bad disks, input, networks (an hour)
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := .demo
+RUNS ?= 200
+RECORDS ?= 20000
 
-.PHONY: demo test lint format clean
+.PHONY: demo test crash-test lint format clean
 
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -26,6 +29,10 @@ demo: .venv/installed
 
 test: lint
 	$(BIN)/python -m pytest -n 2
+
+crash-test: .venv/tested
+	$(BIN)/python -m pytest -n 2 tests/faults tests/api tests/e2e/test_copy.py tests/e2e/test_incremental.py tests/e2e/test_verify.py
+	$(BIN)/python -m benchmarks.random_death $(RUNS) $(RECORDS) qdrant-edge pgvector
 
 lint: .venv/tested
 	$(BIN)/ruff format --check --quiet .
