@@ -25,6 +25,7 @@ __all__ = [
     "Vectors",
     "document_digest",
     "point_id",
+    "point_id_bytes",
 ]
 
 Vectors = npt.NDArray[np.float32]
@@ -199,9 +200,14 @@ def point_id(document_id: str, chunk: int) -> str:
     and ("a1", 1) apart. Equals `str(uuid.uuid5(POINT_NAMESPACE, f"{document_id}\\0{chunk}"))`, at
     a third of its cost.
     """
+    text = point_id_bytes(document_id, chunk).hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def point_id_bytes(document_id: str, chunk: int) -> bytes:
+    """The same id as its 16 bytes."""
     name = f"{document_id}\0{chunk}".encode()
     raw = bytearray(hashlib.sha1(_namespace + name, usedforsecurity=False).digest()[:16])
     raw[6] = raw[6] & 0x0F | 0x50
     raw[8] = raw[8] & 0x3F | 0x80
-    text = raw.hex()
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    return bytes(raw)

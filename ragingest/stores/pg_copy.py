@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ragingest.documents import Chunk, EmbeddedBatch, Fault, Vectors, point_id
+from ragingest.documents import Chunk, EmbeddedBatch, Fault, Vectors, point_id_bytes
 from ragingest.errors import RejectedError
 from ragingest.stores.metadata import encode_metadata, leaves
 
@@ -34,6 +34,7 @@ _JSONB_VERSION = 1
 _VECTOR_HEAD = 4
 _NUL = "\0"
 _NUL_IN_JSON = b"\\u0000"
+_WITHOUT_FLOATS = frozenset({str, int, bool, type(None)})
 _LARGE_FLOAT = re.compile(rb"[0-9]e[0-9]").search
 
 
@@ -71,7 +72,7 @@ def _fields(chunk: Chunk, *, drop_text: bool) -> tuple[bytes, ...]:
     metadata = _json(document.metadata)
     id_, body = document.id.encode(), text.encode()
     return (
-        _START(len(COLUMNS), 16, bytes.fromhex(point_id(document.id, chunk.number).replace("-", "")), len(id_)),
+        _START(len(COLUMNS), 16, point_id_bytes(document.id, chunk.number), len(id_)),
         id_,
         _NUMBERS(4, chunk.number, 4, document.chunks, len(body)),
         body,
@@ -89,7 +90,9 @@ def _json(metadata: Mapping[str, Any]) -> bytes:
             if isinstance(value, str) and _NUL in value:
                 raise _nul(f'the metadata "{path}" holds one at character {value.index(_NUL) + 1}')
     # A number of jsonb is a decimal one: 1e22 would come back as an integer, 10000000000000000000000.0 does not.
-    return encode_metadata(_written_out(metadata)) if _LARGE_FLOAT(encoded) else encoded
+    if not _WITHOUT_FLOATS.issuperset(map(type, metadata.values())) and _LARGE_FLOAT(encoded):
+        return encode_metadata(_written_out(metadata))
+    return encoded
 
 
 def _written_out(value: Any) -> Any:

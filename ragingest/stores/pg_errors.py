@@ -78,10 +78,10 @@ def _sorted(error: psycopg.Error, place: str, *, writes: bool) -> Exception:
 def _without_code(error: psycopg.Error, place: str, said: str) -> Exception:
     if not isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
         return TerminalError(f"{place}: {said}", "check --url")
-    last = said.splitlines()[-1].strip()
+    said = " ".join(said.split())
     for refusal, hint in _REFUSALS.items():
         if refusal in said and "FATAL" in said:
-            return TerminalError(f"{place} cannot be opened: {last}", hint)
+            return TerminalError(f"{place} cannot be opened: {said}", hint)
     if "no password supplied" in said:
-        return TerminalError(f"{place} cannot be opened: {last}", _HINTS["28P01"])
-    return TransientError(f"{place}: {last}")
+        return TerminalError(f"{place} cannot be opened: {said}", _HINTS["28P01"])
+    return TransientError(f"{place}: {said}")

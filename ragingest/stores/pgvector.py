@@ -51,17 +51,17 @@ LEAST_BREADTH, MOST_BREADTH = 100, 1000
 """Bounds of `hnsw.ef_search`; pgvector's are 1 and 1,000."""
 
 _DESCRIBE = """
-SELECT a.attname, t.typname, a.atttypmod, obj_description(c.oid, 'pg_class')
+SELECT a.attname, t.typname, a.atttypmod, obj_description(c.oid, 'pg_class'), c.relkind = 'r'
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
 LEFT JOIN pg_type t ON t.oid = a.atttypid
-WHERE n.nspname = %s AND c.relname = %s AND c.relkind IN ('r', 'p')
+WHERE n.nspname = %s AND c.relname = %s
 """
 _TABLES = """
 SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'dense' AND NOT a.attisdropped
 JOIN pg_type t ON t.oid = a.atttypid AND t.typname = 'vector'
-WHERE n.nspname = %s AND c.relkind IN ('r', 'p') ORDER BY 1
+WHERE n.nspname = %s AND c.relkind = 'r' ORDER BY 1
 """
 _CREATE = """
 CREATE TABLE {table} (
@@ -196,9 +196,16 @@ class PgvectorStore:
         types = {row[0]: (row[1], row[2]) for row in rows}
         kind, dimensions = types.get("dense", ("", -1))
         missing = [column for column in COLUMNS if column not in types]
-        if missing or kind != "vector" or not isinstance(dimensions, int) or dimensions < 1:
-            what = f"has no column {missing[0]}" if missing else "has no column dense vector(n)"
-            raise TerminalError(f"{self._described} is no table of points: it {what}", "give another --collection")
+        why = None
+        if missing:
+            why = f"it has no column {missing[0]}"
+        elif kind != "vector" or not isinstance(dimensions, int) or dimensions < 1:
+            why = "it has no column dense vector(n)"
+        elif not rows[0][4]:
+            why = "it is a view, or partitioned"
+        if why is not None:
+            raise TerminalError(f"{self._described} is no table of points: {why}", "give another --collection")
+        assert isinstance(dimensions, int)
         try:
             spec = msgspec.json.decode(str(rows[0][3]), type=CollectionSpec)
         except msgspec.MsgspecError:

@@ -1,4 +1,4 @@
-"""A line to Postgres that fails right after a commit was applied: the client never hears of it."""
+"""A line to Postgres that fails when something is committed: before the server hears of it, or the client."""
 
 from __future__ import annotations
 
@@ -8,27 +8,30 @@ import shutil
 import socket
 import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-__all__ = ["FaultyLine"]
+__all__ = ["FaultyLine", "LineFault"]
 
 SOCKET = ".s.PGSQL.5432"
-COMMITTED = b"COMMIT\0"
-"""What stands in the server's answer to a COMMIT that is done."""
+COMMIT = b"COMMIT\0"
+"""Ends what asks for it, and is in the server's answer when it is done."""
+
+LineFault = Literal["lost", "cut", "hang"]
+"""The connection ends before the COMMIT arrives; after it is applied; or then nothing arrives any more."""
 
 
 class FaultyLine:
     """Forwards connections to the server in `folder` while the `with` block runs.
 
-    `faults` says what becomes of the next answers to a COMMIT: `cut`, the connection ends; `hang`, nothing
-    arrives any more. Once they are used up, everything passes.
+    `faults` says what becomes of the next COMMITs (None: it passes), until it is used up.
     """
 
     def __init__(self, server: Path) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="rg-line-"))
-        self.faults: list[Literal["cut", "hang"]] = []
+        self.faults: Iterator[LineFault | None] = iter(())
         self.struck = 0
         self._server = server
         self._listener = socket.socket(socket.AF_UNIX)
@@ -60,6 +63,7 @@ class FaultyLine:
     def _serve(self, client: socket.socket) -> None:
         server = socket.socket(socket.AF_UNIX)
         server.connect(str(self._server / SOCKET))
+        fault: LineFault | None = None
         hung = False
         with client, server, selectors.DefaultSelector() as ready, contextlib.suppress(OSError):
             ready.register(client, selectors.EVENT_READ, server)
@@ -67,13 +71,15 @@ class FaultyLine:
             while True:
                 for key, _ in ready.select():
                     other: socket.socket = key.data
-                    data = key.fileobj.recv(1 << 16)  # type: ignore[union-attr]  # a socket
+                    data = key.fileobj.recv(1 << 18)  # type: ignore[union-attr]  # a socket
                     if not data:
                         return
-                    if key.fileobj is server and COMMITTED in data and self.faults:
-                        self.struck += 1
-                        if self.faults.pop(0) == "cut":
+                    if COMMIT in data and other is server:
+                        fault = next(self.faults, None)
+                        self.struck += fault is not None
+                    if COMMIT in data and fault is not None:
+                        hung = fault == "hang" and other is client
+                        if fault == "lost" or (fault == "cut" and other is client):
                             return
-                        hung = True
                     if not hung:
                         other.sendall(data)

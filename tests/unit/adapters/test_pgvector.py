@@ -25,7 +25,7 @@ from ragingest.stores.pgvector import _filter as where
 from tests.contracts.embedding import chunk, document
 from tests.contracts.store_contract import DIMENSIONS, batch_of, spec_of, vector
 from tests.servers.postgres import PASSWORD_USER, PostgresServer
-from tests.servers.postgres_line import FaultyLine
+from tests.servers.postgres_line import FaultyLine, LineFault
 
 SPEC = spec_of(sparse=False)
 
@@ -150,17 +150,25 @@ def test_the_table_says_who_made_it(opened: Open, postgres: PostgresServer, sche
 
 
 @pytest.mark.parametrize(
-    ("columns", "missing"), [("x integer", "point_id"), ("LIKE {schema}.docs, y integer", None), ("", "point_id")]
+    ("made", "why"),
+    [
+        ("TABLE {0}.others (x integer)", "no column point_id"),
+        ("TABLE {0}.others ()", "no column point_id"),
+        ("TABLE {0}.others AS SELECT *, 1 AS one FROM {0}.docs", None),
+        ("VIEW {0}.others AS SELECT * FROM {0}.docs", "view"),
+        ("TABLE {0}.others (LIKE {0}.docs) PARTITION BY HASH (point_id)", "partitioned"),
+        ("INDEX others ON {0}.docs (id)", "no column point_id"),
+    ],
 )
-def test_a_table_of_others_is_left_alone(
-    store: PgvectorStore, opened: Open, postgres: PostgresServer, schema: str, columns: str, missing: str | None
+def test_what_is_no_table_of_points_is_left_alone(
+    store: PgvectorStore, opened: Open, postgres: PostgresServer, schema: str, made: str, why: str | None
 ) -> None:
-    postgres.execute(f"CREATE TABLE {schema}.others ({columns.format(schema=schema)})")
-    if missing is None:
-        opened("others").prepare(SPEC)
-        return
+    postgres.execute(f"CREATE {made.format(schema)}")
     for call in (lambda: opened("others").prepare(SPEC), lambda: opened("others").open()):
-        with pytest.raises(TerminalError, match=missing):
+        if why is None:
+            call()
+            continue
+        with pytest.raises(TerminalError, match=why):
             call()
 
 
@@ -369,21 +377,19 @@ def test_lost_connections_are_told_once_and_replaced(
     assert store.count() == 10
 
 
-@pytest.mark.parametrize("fault", ["cut", "hang"])
-def test_an_upsert_that_was_applied_and_not_confirmed_is_done_again_to_the_same_effect(
-    store: PgvectorStore, opened: Open, postgres: PostgresServer, fault: Any
+@pytest.mark.parametrize(("fault", "applied"), [("lost", 0), ("cut", 5), ("hang", 5)])
+def test_an_upsert_that_was_not_confirmed_is_done_again_to_the_same_effect(
+    store: PgvectorStore, opened: Open, postgres: PostgresServer, fault: LineFault, applied: int
 ) -> None:
     with FaultyLine(postgres.folder) as line:
         far = opened(url=postgres.url(host=line.folder), timeout=1.0)
         far.prepare(SPEC)
-        line.faults = [fault, fault]
-        for attempt in range(3):
-            if attempt < 2:
-                with pytest.raises(TransientError):
-                    far.upsert(some(5))
-                assert store.count() == 5
-            else:
+        line.faults = iter([fault, fault])
+        for _ in range(2):
+            with pytest.raises(TransientError):
                 far.upsert(some(5))
+            assert store.count() == applied
+        far.upsert(some(5))
         far.close()
         assert line.struck == 2
     assert store.count() == 5

@@ -1,0 +1,144 @@
+"""CPU of this process for 1,000 points of 768 dimensions and 500 B of metadata, against the client's own way of uploading.
+
+python -m benchmarks.store_cpu STORE [POINTS]
+
+Both in the same run, by turns, into the same server; vectors start as numpy arrays, metadata as dicts.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from pgvector.psycopg import register_vector
+from psycopg.types.json import Jsonb
+
+from benchmarks.measure import median, report, scratch
+from ragingest.batching import PointPacker
+from ragingest.documents import EmbeddedBatch, point_id
+from ragingest.protocols import Store
+from ragingest.settings import StoreSettings
+from ragingest.stores import open_store
+from tests.loading import Load
+from tests.servers.postgres import PostgresServer
+
+ROUNDS = 5
+
+Way = Callable[[EmbeddedBatch], None]
+
+
+def ours(store: Store) -> Way:
+    def write(batch: EmbeddedBatch) -> None:
+        batch.wire = None
+        encoded = store.encode(batch)
+        if encoded is not None:
+            batch.wire = [row for row in encoded if isinstance(row, bytes)]
+        store.upsert(batch)
+
+    return write
+
+
+COLUMNS = "point_id, id, chunk, chunks, text, digest, metadata, dense"
+
+
+def rows(batch: EmbeddedBatch) -> Iterator[tuple[Any, ...]]:
+    for chunk, vector in zip(batch.chunks, batch.dense, strict=True):
+        of = chunk.document
+        id_ = UUID(point_id(of.id, chunk.number))
+        yield id_, of.id, chunk.number, of.chunks, chunk.text, of.digest, Jsonb(of.metadata), vector
+
+
+def documented_copy(url: str) -> Way:
+    """pgvector-python's examples/loading: COPY in binary, row by row; it cannot replace what is there."""
+    connection = psycopg.connect(url, autocommit=True)
+    register_vector(connection)
+    connection.execute("CREATE TABLE copied (LIKE documents INCLUDING ALL)")
+    types = ["uuid", "text", "int4", "int4", "text", "bytea", "jsonb", "vector"]
+
+    def write(batch: EmbeddedBatch) -> None:
+        connection.execute("TRUNCATE copied")
+        with connection.cursor().copy(f"COPY copied ({COLUMNS}) FROM STDIN WITH (FORMAT BINARY)".encode()) as copy:
+            copy.set_types(types)
+            for row in rows(batch):
+                copy.write_row(row)
+
+    return write
+
+
+def documented_insert(url: str) -> Way:
+    """The README's INSERT, as executemany, with ON CONFLICT."""
+    connection = psycopg.connect(url)
+    register_vector(connection)
+    connection.execute("CREATE TABLE inserted (LIKE documents INCLUDING ALL)")
+    updates = ", ".join(f"{column} = excluded.{column}" for column in COLUMNS.split(", ")[1:])
+    statement = (
+        f"INSERT INTO inserted ({COLUMNS}) VALUES (%s, %s, %s, %s, %s, %s, %s, %s) "
+        f"ON CONFLICT (point_id) DO UPDATE SET {updates}"
+    )
+
+    def write(batch: EmbeddedBatch) -> None:
+        with connection.cursor() as cursor:
+            cursor.executemany(statement.encode(), rows(batch))
+        connection.commit()
+
+    return write
+
+
+def cpu_of(way: Way, what: Load) -> float:
+    """Milliseconds of CPU for 1,000 points, in batches of as many; making them does not count."""
+    spent = 0.0
+    for batch in _packed(what):
+        began = time.process_time()
+        way(batch)
+        spent += time.process_time() - began
+    return spent / what.points * 1e6
+
+
+def _packed(what: Load) -> Iterator[EmbeddedBatch]:
+    packer = PointPacker(1000, None)
+    for batch in what.batches():
+        yield from packer.add(batch)
+    yield from packer.flush()
+
+
+def pgvector(_folder: Path, what: Load) -> dict[str, Any]:
+    with PostgresServer() as server:
+        store = open_store(StoreSettings(store="pgvector", url=server.url()))
+        store.prepare(what.spec)
+        ways = {
+            "ragingest": ours(store),
+            "pgvector-python, COPY by write_row, no upsert": documented_copy(server.url()),
+            "pgvector-python, INSERT by executemany": documented_insert(server.url()),
+        }
+        taken: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(ROUNDS):
+            for name, way in ways.items():
+                taken[name].append(cpu_of(way, what))
+        store.close()
+    own = min(taken["ragingest"])
+    return {
+        **{f"CPU ms for 1,000 points, {name}": median(values) for name, values in taken.items()},
+        **{
+            f"share of {name}": round(own / min(values), 2) for name, values in taken.items() if name != "ragingest"
+        },
+    }
+
+
+STORES = {"pgvector": pgvector}
+
+
+def main() -> None:
+    name = sys.argv[1]
+    what = Load(int(sys.argv[2]) if len(sys.argv) > 2 else 5000, dimensions=768, metadata_bytes=500)
+    with scratch() as folder:
+        figures = STORES[name](folder, what)
+    report(f"store_cpu_{name}", {"points": what.points, "rounds": ROUNDS, **figures})
+
+
+if __name__ == "__main__":
+    main()

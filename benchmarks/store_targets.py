@@ -1,0 +1,48 @@
+"""Stores to measure: each with something real behind it, and with three writes in ten that fail."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from ragingest.protocols import Store
+from ragingest.settings import StoreSettings
+from ragingest.stores import open_store
+from tests.servers.postgres import PostgresServer
+from tests.servers.postgres_line import FaultyLine, LineFault
+
+__all__ = ["TARGETS", "Target"]
+
+
+class Target(NamedTuple):
+    """Opens the store, with faults or without; `faults` says in words what they are."""
+
+    store: Callable[[bool], Store]
+    faults: str
+
+
+@contextmanager
+def _pgvector(_folder: Path) -> Iterator[Target]:
+    faults: list[LineFault | None] = ["lost", None, None, "cut", None, None, "cut", None, None, None]
+    with PostgresServer() as server, FaultyLine(server.folder) as line:
+
+        def store(faulty: bool) -> Store:
+            line.faults = itertools.cycle(faults) if faulty else iter(())
+            return open_store(StoreSettings(store="pgvector", url=server.url(host=line.folder if faulty else None)))
+
+        yield Target(store, "the connection ends before the COMMIT (1 in 10) or after it was applied (2 in 10)")
+
+
+@contextmanager
+def _files(name: str, folder: Path) -> Iterator[Target]:
+    yield Target(lambda _faulty: open_store(StoreSettings(store=name, store_path=str(folder))), "none")
+
+
+TARGETS: dict[str, Callable[[Path], AbstractContextManager[Target]]] = {
+    "pgvector": _pgvector,
+    "jsonl": lambda folder: _files("jsonl", folder),
+    "parquet": lambda folder: _files("parquet", folder),
+}
