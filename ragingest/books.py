@@ -27,10 +27,19 @@ class Books(msgspec.Struct, kw_only=True):
     """Answers 429 and 503, but for those 429s that no waiting mends."""
     waited: float = 0.0
     """Seconds that requests waited for a budget or after a failure, summed over all."""
+    batches: int = 0
+    """Of a batch API: how many were submitted."""
+    batches_done: int = 0
+    """How many of them are fetched."""
     price_per_million: float | None = None
     """Dollars for a million tokens; None if it is not known."""
     latencies: dict[int, int] = {}
     """Answers by latency: bucket b holds those from 1 ms * 2^(b/4) on."""
+
+    @property
+    def used(self) -> bool:
+        """Whether anything was sent."""
+        return self.requests > 0 or self.batches > 0
 
     @property
     def cost(self) -> float | None:

@@ -26,6 +26,7 @@ __all__ = [
     "document_digest",
     "point_id",
     "point_id_bytes",
+    "text_digest",
 ]
 
 Vectors = npt.NDArray[np.float32]
@@ -191,6 +192,16 @@ def document_digest(text: str, metadata: dict[str, Any]) -> bytes:
         _refuse_wide_integers(metadata)
         encoded = _encode_sorted(metadata)
     return digest + hashlib.blake2b(encoded, digest_size=METADATA_DIGEST_BYTES).digest()
+
+
+def text_digest(chunk: Chunk) -> bytes:
+    """BLAKE2b of the chunk's text, 16 bytes: by it vectors are known that were paid for."""
+    document = chunk.document
+    if chunk.digest is None and chunk.text is document.text:
+        chunk.digest = document.digest[:TEXT_DIGEST_BYTES]
+    elif chunk.digest is None:
+        chunk.digest = hashlib.blake2b(chunk.text.encode(), digest_size=TEXT_DIGEST_BYTES).digest()
+    return chunk.digest
 
 
 def point_id(document_id: str, chunk: int) -> str:

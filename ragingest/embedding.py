@@ -9,27 +9,37 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ragingest.batching import StreamingBatcher
 from ragingest.books import Books
 from ragingest.chunking import Chunker, EstimatingChunker, whole
 from ragingest.documents import Chunk, EmbeddedBatch, Vectors
-from ragingest.embedders import APIS, open_api, open_embedder
+from ragingest.embedders import APIS, open_api, open_batch_api, open_embedder
 from ragingest.embedders.bm25 import BM25
 from ragingest.errors import RejectedError, TerminalError, TransientError, UsageError
 from ragingest.events import Emit, Noticed
 from ragingest.models import DEFAULT_MODELS, ModelFacts, facts_of
+from ragingest.passes import Later
 from ragingest.pipeline import Embed, Packer, Split
 from ragingest.protocols import Embedder, Query
-from ragingest.settings import JobSettings, RunOptions
+from ragingest.settings import BATCHED, JobSettings, RunOptions
 from ragingest.tokens import RequestPacker, TokenEstimator, exact_counter, measure
+
+if TYPE_CHECKING:
+    from ragingest.checkpoint.vectors import PaidVectors
+    from ragingest.embedders.remote import RemoteLimits
 
 __all__ = ["Embedding", "embed_query", "open_embedding"]
 
 PROBE = "dimensions"
 SEARCH_TIMEOUT = 60.0
 CACHE = "embeddings"
+
+READERS = 2
+"""Batches of vectors that are read from disk at once."""
+
+READ_TOGETHER = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +61,27 @@ class Embedding:
     sync: Callable[[], None]
     """Makes what was paid for survive a loss of power; called at the checkpoint's pace."""
     aclose: Callable[[], Coroutine[Any, Any, None]]
+    later: Later | None = None
+    """If vectors come hours after their texts were sent: what is done between passes over the source."""
 
 
 def open_embedding(
-    settings: JobSettings, options: RunOptions, books: Books, vectors: Path, emit: Emit, *, sparse: bool = True
+    settings: JobSettings,
+    options: RunOptions,
+    books: Books,
+    vectors: Path,
+    emit: Emit,
+    *,
+    batches: Path,
+    run: int,
+    begun: bool,
+    sparse: bool = True,
 ) -> Embedding:
     """The embedder of a job, ready to be used.
 
     Args:
+        batches: where the batches of a batch API are kept in mind.
+        run: the run's number; `begun` if this is not its first attempt.
         sparse: make sparse vectors too, because the store keeps them.
         books: is counted into.
         vectors: where paid vectors are kept until they are stored; the name of their files begins with it.
@@ -70,6 +93,8 @@ def open_embedding(
     """
     if settings.embedder in APIS:
         return _remote(settings, options, books, vectors, emit, sparse=sparse)
+    if settings.embedder in BATCHED:
+        return _batched(settings, options, books, vectors, emit, batches, run, begun=begun, sparse=sparse)
     return _local(settings, options, sparse=sparse)
 
 
@@ -146,48 +171,22 @@ def _local(settings: JobSettings, options: RunOptions, *, sparse: bool) -> Embed
 def _remote(
     settings: JobSettings, options: RunOptions, books: Books, vectors: Path, emit: Emit, *, sparse: bool
 ) -> Embedding:
-    # Here, because a run that computes its vectors itself needs neither.
-    from ragingest.checkpoint.vectors import PaidVectors
-    from ragingest.embedders.remote import RemoteCalls, RemoteLimits
+    # Here, because a run that computes its vectors itself does not need it.
+    from ragingest.embedders.remote import RemoteCalls
 
     name = settings.embedder
-    model = settings.model or DEFAULT_MODELS[name]
-    facts = facts_of(name, model)
-    if settings.dimensions is not None:
-        facts.check_dimensions(settings.dimensions)
-    books.price_per_million = (
-        facts.price_per_million if options.price_per_million is None else options.price_per_million
-    )
-    if options.max_cost is not None and books.price_per_million is None:
-        raise UsageError(
-            f"the price of {model} is not known, so --max-cost cannot be kept", "give --price-per-million"
-        )
-    dimensions = settings.dimensions or facts.dimensions
-    if dimensions is None:
-        vector = _ask(name, model, settings.base_url, None, PROBE, options.timeout, options.give_up_after, books)
-        dimensions = len(vector)
-    asked = settings.dimensions if facts.shortenable else None
+    facts = _facts(settings)
+    model = facts.name
+    _set_price(books, facts, facts.price_per_million, options)
+    dimensions, asked = _dimensions(settings, options, facts, books)
     api = open_api(name, model, base_url=settings.base_url, dimensions=asked, timeout=options.timeout)
     estimator = TokenEstimator.for_limits(facts.max_request_tokens, facts.special_tokens)
     count = exact_counter(model)
-    # A cache is for all jobs of the folder.
-    path = vectors.with_name(CACHE) if options.keep_embeddings else vectors
-    kept = PaidVectors(
-        path, " ".join(filter(None, (name, settings.base_url, model))), dimensions, options.keep_embeddings
-    )
-    if kept.warning:
-        emit(Noticed(kept.warning))
+    kept = _paid_vectors(settings, options, facts, dimensions, vectors, emit)
     calls = RemoteCalls(
         api,
         dimensions,
-        RemoteLimits(
-            options.rpm,
-            options.tpm,
-            options.max_concurrency,
-            options.max_cost,
-            options.max_tokens,
-            options.give_up_after,
-        ),
+        _limits(options),
         books,
         estimator,
         max_request_tokens=facts.max_request_tokens,
@@ -231,6 +230,146 @@ def _remote(
         embedded=calls.confirmed,
         sync=calls.sync,
         aclose=aclose,
+    )
+
+
+def _batched(
+    settings: JobSettings,
+    options: RunOptions,
+    books: Books,
+    vectors: Path,
+    emit: Emit,
+    batches: Path,
+    run: int,
+    *,
+    begun: bool,
+    sparse: bool,
+) -> Embedding:
+    from ragingest.checkpoint.batches import BatchStates
+    from ragingest.embedders.batches import BatchCalls
+    from ragingest.embedders.openai_batch import MAX_BYTES, MAX_TEXTS
+
+    facts = _facts(settings)
+    _set_price(books, facts, facts.batch_price_per_million, options)
+    dimensions, asked = _dimensions(settings, options, facts, Books())
+    api = open_batch_api(
+        settings.embedder, facts.name, base_url=settings.base_url, dimensions=asked, timeout=options.timeout
+    )
+    estimator = TokenEstimator.for_limits(facts.max_request_tokens, facts.special_tokens)
+    count = exact_counter(facts.name)
+    kept = _paid_vectors(settings, options, facts, dimensions, vectors, emit)
+    states = BatchStates(
+        batches,
+        f"{kept.model} {dimensions}",
+        run,
+        begun=begun,
+        max_texts=min(options.batch_size or MAX_TEXTS, MAX_TEXTS),
+        max_bytes=MAX_BYTES,
+    )
+    if states.forgotten:
+        emit(Noticed(f"{states.forgotten} batches of another model were under way: they are not fetched"))
+    calls = BatchCalls(
+        api,
+        states,
+        kept,
+        dimensions,
+        _limits(options),
+        books,
+        estimator,
+        check=lambda text: _check_length(text, facts, estimator, count),
+        sparse=BM25().encode if sparse else None,
+        notice=lambda message: emit(Noticed(message)),
+        poll_seconds=options.poll_interval,
+    )
+
+    async def embedded(_chunks: Sequence[Chunk]) -> None:
+        pass
+
+    split: Split = whole
+    if settings.chunk:
+        split = EstimatingChunker(settings.chunk_size, settings.chunk_overlap, facts.max_input_tokens).split
+    return Embedding(
+        name=settings.vectors_of,
+        model=facts.name,
+        dimensions=dimensions,
+        sparse=sparse,
+        concurrency=READERS,
+        room=None,
+        split=split,
+        packer=StreamingBatcher(READ_TOGETHER),
+        embed=calls.embed,
+        embedded=embedded,
+        sync=calls.sync,
+        aclose=calls.close,
+        later=calls,
+    )
+
+
+def _facts(settings: JobSettings) -> ModelFacts:
+    """What is known of the job's model.
+
+    Raises:
+        UsageError: it does not make as many dimensions as are asked for.
+    """
+    facts = facts_of(settings.vectors_of, settings.model or DEFAULT_MODELS[settings.embedder])
+    if settings.dimensions is not None:
+        facts.check_dimensions(settings.dimensions)
+    return facts
+
+
+def _set_price(books: Books, facts: ModelFacts, listed: float | None, options: RunOptions) -> None:
+    books.price_per_million = listed if options.price_per_million is None else options.price_per_million
+    if options.max_cost is not None and books.price_per_million is None:
+        raise UsageError(
+            f"the price of {facts.name} is not known, so --max-cost cannot be kept", "give --price-per-million"
+        )
+
+
+def _dimensions(
+    settings: JobSettings, options: RunOptions, facts: ModelFacts, books: Books
+) -> tuple[int, int | None]:
+    """Dimensions of the vectors; and those to ask for, if the model makes several."""
+    dimensions = settings.dimensions or facts.dimensions
+    if dimensions is None:
+        dimensions = len(
+            _ask(
+                settings.vectors_of,
+                facts.name,
+                settings.base_url,
+                None,
+                PROBE,
+                options.timeout,
+                options.give_up_after,
+                books,
+            )
+        )
+    return dimensions, settings.dimensions if facts.shortenable else None
+
+
+def _paid_vectors(
+    settings: JobSettings, options: RunOptions, facts: ModelFacts, dimensions: int, vectors: Path, emit: Emit
+) -> PaidVectors:
+    from ragingest.checkpoint.vectors import PaidVectors
+
+    # A cache is for all jobs of the folder.
+    path = vectors.with_name(CACHE) if options.keep_embeddings else vectors
+    model = " ".join(filter(None, (settings.vectors_of, settings.base_url, facts.name)))
+    kept = PaidVectors(path, model, dimensions, options.keep_embeddings)
+    if kept.warning:
+        emit(Noticed(kept.warning))
+    return kept
+
+
+def _limits(options: RunOptions) -> RemoteLimits:
+    from ragingest.embedders.remote import RemoteLimits
+
+    return RemoteLimits(
+        options.rpm,
+        options.tpm,
+        options.max_concurrency,
+        options.max_cost,
+        options.max_tokens,
+        options.give_up_after,
     )
 
 

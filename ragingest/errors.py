@@ -41,6 +41,7 @@ class ExitCode(IntEnum):
     FAILED = 4
     LOCKED = 5
     MISMATCH = 6
+    WAITING = 75
     SIGINT = 130
     SIGTERM = 143
 
@@ -57,6 +58,7 @@ _MEANINGS = {
     ExitCode.FAILED: "stopped: the source, the embedder or the store failed; resumable",
     ExitCode.LOCKED: "the job is locked by another process",
     ExitCode.MISMATCH: "the checkpoint does not fit the settings",
+    ExitCode.WAITING: "not finished yet: batches are under way; resume later",
     ExitCode.SIGINT: "interrupted by Ctrl-C; resumable",
     ExitCode.SIGTERM: "interrupted by SIGTERM; resumable",
 }

@@ -42,7 +42,7 @@ def sort_out(
             if same or (there > here) == (on_duplicate == "last"):
                 block.duplicate += 1
             else:
-                document.duplicate = on_duplicate == "last"
+                document.duplicate = True
                 new.append(document)
         elif not same:
             new.append(document)

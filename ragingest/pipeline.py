@@ -77,6 +77,8 @@ class PipelineParts:
     embed: Embed
     embedded: Callable[[Sequence[Chunk]], Awaitable[None]]
     """Is told of chunks that the store has confirmed."""
+    deferred: Callable[[Sequence[Chunk]], Awaitable[bool]] | None
+    """Whether the vectors of a block of documents come later: then the block is left for another pass."""
     packer: Packer
     dimensions: int
     sync: Callable[[], None]
@@ -121,6 +123,7 @@ class Pipeline:
         self._error: RagingestError | None = None
         self._gave_up = False
         self._dirty = False
+        self._deferred = False
         self._work: asyncio.Task[None] | None = None
         self._reader = ThreadPoolExecutor(1, "read")
         self._ledger = ThreadPoolExecutor(1, "ledger")
@@ -160,7 +163,9 @@ class Pipeline:
         await asyncio.to_thread(self._workers.shutdown, cancel_futures=True)
         await asyncio.to_thread(self._p.writes.close)
         error = _explain(failures) if failures else self._error
-        status: Status = "failed" if error else "interrupted" if self._stopping.is_set() else "completed"
+        status: Status = "waiting" if self._deferred else "completed"
+        if error or self._stopping.is_set():
+            status = "failed" if error else "interrupted"
         try:
             if status == "completed":
                 await self._in(self._ledger, self._delete_missing)
@@ -309,13 +314,17 @@ class Pipeline:
                 document.pending = document.chunks
                 if document.chunks > 1:
                     several.append(document)
+            kept = await self._in(self._workers, self._revised, chunks)
+            unknown = [c for some in chunks for c in some if not c.document.revised]
+            if p.deferred is not None and await p.deferred(unknown):
+                self._defer(block)
+                continue
             if several:
                 await self._in(self._ledger, p.journal.intend, several)
-            kept = await self._in(self._workers, self._revised, chunks)
             if kept is not None:
                 p.journal.counters.revised += len(kept.chunks)
                 await self._storing.put(kept)
-            await self._to_pack.put([c for some in chunks for c in some if not c.document.revised])
+            await self._to_pack.put(unknown)
 
     def _revised(self, chunks: Sequence[Sequence[Chunk]]) -> EmbeddedBatch | None:
         """Documents of which only the metadata is new, with the vectors that the store has of them."""
@@ -337,6 +346,12 @@ class Pipeline:
         if all(point.sparse is not None for point in found):
             sparse = [SparseVector(list(terms), list(terms.values())) for terms in (p.sparse or {} for p in found)]
         return EmbeddedBatch(kept, np.stack([point.dense for point in found]), sparse)
+
+    def _defer(self, block: Block) -> None:
+        """Leave a block as if it had not been read. As a whole, so that every record has its outcome once."""
+        self._deferred = True
+        self._in_flight.difference_update(document.id for document in block.documents)
+        self._landed.set()
 
     async def _packing(self) -> None:
         p = self._p

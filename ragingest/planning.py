@@ -20,13 +20,13 @@ import numpy as np
 from ragingest.batching import calculate_batch_size
 from ragingest.chunking import Chunker, EstimatingChunker, whole
 from ragingest.decoding import Decoder, FieldMapping
-from ragingest.documents import Chunk, Document, EmbeddedBatch, Fault, Record, Vectors
+from ragingest.documents import TEXT_DIGEST_BYTES, Chunk, Document, EmbeddedBatch, Fault, Record, Vectors
 from ragingest.embedders import EMBEDDERS, open_embedder
 from ragingest.embedders.bm25 import BM25
 from ragingest.errors import ExitCode, RejectedError, UsageError
 from ragingest.models import DEFAULT_MODELS, ModelFacts, facts_of
 from ragingest.protocols import Source, Store, StoreLimits
-from ragingest.settings import JobSettings, RunOptions
+from ragingest.settings import BATCHED, JobSettings, RunOptions
 from ragingest.sources import open_source
 from ragingest.stores import open_store
 from ragingest.tokens import TextSize, TokenEstimator, exact_counter, measure
@@ -101,6 +101,10 @@ class Plan(msgspec.Struct, kw_only=True):
     requests: int
     requests_at_most: int
     """If each byte were a token."""
+    batches: int | None
+    """Of a batch API, each a file of requests for one text."""
+    batch_file_bytes: int | None
+    """Of these files; JSON's escapes in the texts are not counted."""
     price_per_million: float | None
     price_source: str | None
     """Where the list price stands, and when it was read there; None if it was given or is unknown."""
@@ -109,7 +113,7 @@ class Plan(msgspec.Struct, kw_only=True):
     dollars_at_most: float | None
     """For `tokens_at_most`."""
     batch_dollars: float | None
-    """Through the provider's batch API."""
+    """Through the provider's batch API, where `dollars` are not for that."""
     upserts: int | None
     points_per_upsert: int | None
     bytes_per_upsert: int | None
@@ -169,6 +173,8 @@ class _Embedding:
     special_tokens: int
     split: Split
     count: Callable[[str], int] | None
+    line_bytes: int | None = None
+    """Of a batch API: what stands around a text in its line of a file."""
 
 
 def _embedding(settings: JobSettings, options: PlanOptions) -> _Embedding:
@@ -185,6 +191,8 @@ def _embedding(settings: JobSettings, options: PlanOptions) -> _Embedding:
     if settings.chunk:
         split = EstimatingChunker(settings.chunk_size, settings.chunk_overlap, facts.max_input_tokens).split
     price, batch_price = _prices(name, facts, options.run.price_per_million)
+    if name in BATCHED:
+        return _batched(settings, options, facts, price, split)
     return _Embedding(
         model=model,
         dimensions=settings.dimensions or facts.dimensions,
@@ -198,6 +206,28 @@ def _embedding(settings: JobSettings, options: PlanOptions) -> _Embedding:
         special_tokens=facts.special_tokens,
         split=split,
         count=exact_counter(model),
+    )
+
+
+def _batched(
+    settings: JobSettings, options: PlanOptions, facts: ModelFacts, price: float | None, split: Split
+) -> _Embedding:
+    from ragingest.embedders.openai_batch import MAX_BYTES, MAX_TEXTS, line_of
+
+    return _Embedding(
+        model=facts.name,
+        dimensions=settings.dimensions or facts.dimensions,
+        max_inputs=min(options.run.batch_size or MAX_TEXTS, MAX_TEXTS),
+        max_bytes=MAX_BYTES,
+        max_tokens=None,
+        max_input_tokens=facts.max_input_tokens,
+        price=price,
+        batch_price=None,
+        price_source=_price_source(facts, options),
+        special_tokens=facts.special_tokens,
+        split=split,
+        count=exact_counter(facts.name),
+        line_bytes=len(line_of(bytes(TEXT_DIGEST_BYTES), "", facts.name, settings.dimensions)),
     )
 
 
@@ -239,6 +269,8 @@ def _prices(embedder: str, facts: ModelFacts, given: float | None) -> tuple[floa
         return given, None
     if embedder in LOCAL_EMBEDDERS:
         return 0.0, None
+    if embedder in BATCHED:
+        return facts.batch_price_per_million, None
     return facts.price_per_million, facts.batch_price_per_million
 
 
@@ -439,8 +471,9 @@ class _Tally:
         self.payload_bytes += bytes_ + around
         self.tokens += piece.tokens
         self.tokens_at_most += bound
-        self.likely.add(piece.tokens, bytes_)
-        self.at_most.add(bound, bytes_)
+        sent = bytes_ + (self._embedding.line_bytes or 0)
+        self.likely.add(piece.tokens, sent)
+        self.at_most.add(bound, sent)
 
 
 # -- the sums ----------------------------------------------------------------------------------------
@@ -469,7 +502,11 @@ def _plan(
     exact = tally.uncounted == 0 and share == 1.0
     tokens, at_most = scaled(tally.tokens), scaled(tally.tokens_at_most)
     at_most = tokens if exact else max(tokens, at_most)
-    requests = tally.likely.scaled(scale)
+    requests, most_requests = tally.likely.scaled(scale), tally.at_most.scaled(scale)
+    batches = batch_file_bytes = None
+    if embedding.line_bytes is not None:
+        batches, requests, most_requests = requests, chunks, chunks
+        batch_file_bytes = scaled(tally.text_bytes + embedding.line_bytes * tally.chunks)
     documents, payload = scaled(tally.documents), scaled(tally.payload_bytes)
     if tally.wire_bytes is None:
         points, upsert_bytes = _upsert(embedding, limits, options, chunks, payload)
@@ -477,7 +514,7 @@ def _plan(
         points, upsert_bytes = _upsert_of(tally.wire_bytes / max(1, tally.chunks), limits, options, chunks)
     vectors = None if embedding.dimensions is None else 4 * embedding.dimensions * chunks
     ledger = LEDGER_BYTES * documents
-    seconds, bounded_by = _time(options, requests, tokens, chunks)
+    seconds, bounded_by = _time(options, requests, tokens, chunks) if batches is None else (None, None)
     return Plan(
         source=source.name,
         embedder=settings.embedder,
@@ -496,7 +533,9 @@ def _plan(
         tokens_exact=exact,
         tokens_at_most=at_most,
         requests=requests,
-        requests_at_most=requests if exact else max(requests, tally.at_most.scaled(scale)),
+        requests_at_most=requests if exact else max(requests, most_requests),
+        batches=batches,
+        batch_file_bytes=batch_file_bytes,
         price_per_million=embedding.price,
         price_source=embedding.price_source,
         dollars=dollars(tokens, embedding.price),

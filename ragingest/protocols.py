@@ -6,8 +6,9 @@ errors into `TransientError`, `TerminalError` and `RejectedError`; nothing else 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -20,6 +21,9 @@ from ragingest.settings import Layout
 __all__ = [
     "Abilities",
     "Answer",
+    "BatchAnswer",
+    "BatchRequests",
+    "BatchStatus",
     "CollectionSpec",
     "Embedder",
     "EmbedderLimits",
@@ -224,6 +228,88 @@ class EmbeddingRequests(Protocol):
             TransientError: trying again may work; `retry_after` if the server said when.
             RejectedError: the batch holds a text that will never be accepted, or is too large as a whole.
             TerminalError: no request will be accepted: key, model, money.
+        """
+        ...
+
+    async def close(self) -> None: ...
+
+
+class BatchStatus(NamedTuple):
+    """What the server says of a batch.
+
+    `ended` is None while it is under way; `succeeded` counts requests, where the server does.
+    """
+
+    ended: Literal["completed", "failed", "expired", "cancelled"] | None
+    output_file: str | None = None
+    error_file: str | None = None
+    succeeded: int | None = None
+    full: bool = False
+    """It failed because the server's queue has no room for it."""
+    message: str = ""
+    """Why it failed."""
+
+
+class BatchAnswer(NamedTuple):
+    """What came of one text of a batch: its vector, shape (d,), or `error`, or neither if it was not tried.
+
+    `succeeded`: the server counts it as answered, even if there is no vector in it.
+    """
+
+    digest: bytes
+    vector: npt.NDArray[np.float32] | None = None
+    tokens: int = 0
+    succeeded: bool = False
+    error: Exception | None = None
+
+
+class BatchRequests(Protocol):
+    """An API that takes files of requests and answers within a day. Each call is one request, tried once.
+
+    Raises (every call):
+        TransientError: trying again may work; what was sent may have been done all the same.
+        RejectedError: the server will never accept this file or batch.
+        TerminalError: it will accept none: key, model, money.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def line(self, digest: bytes, text: str) -> bytes:
+        """The request for one text, as a line of a request file."""
+        ...
+
+    async def upload(self, path: Path, name: str) -> str:
+        """Send a request file; its id."""
+        ...
+
+    async def find_file(self, name: str, since: float) -> str | None:
+        """The id of the file of that name, uploaded after `since` (seconds since 1970); None if there is none."""
+        ...
+
+    async def create(self, file_id: str, marker: str) -> str:
+        """Order a batch, marked so that it can be found; its id."""
+        ...
+
+    async def find_batch(self, marker: str, since: float) -> str | None:
+        """The id of the batch so marked, created after `since`; None if there is none."""
+        ...
+
+    async def status(self, batch_id: str) -> BatchStatus: ...
+
+    async def cancel(self, batch_id: str) -> None: ...
+
+    async def download(self, file_id: str, path: Path) -> None:
+        """Write the results into a file, which may hold a part after an error. Also raises OSError."""
+        ...
+
+    async def delete_file(self, file_id: str) -> None: ...
+
+    def answers(self, path: Path) -> Iterator[BatchAnswer]:
+        """What stands in a downloaded file, line by line. Called in a thread.
+
+        Raises:
+            TransientError: the file is cut, or something else; as it is, it is of no use.
         """
         ...
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -13,6 +13,7 @@ import msgspec
 from ragingest.errors import UsageError
 
 __all__ = [
+    "BATCHED",
     "DEFAULT_CHUNK_OVERLAP",
     "DEFAULT_CHUNK_SIZE",
     "STDIN",
@@ -163,6 +164,11 @@ class JobSettings(StoreSettings, frozen=True, kw_only=True):
         """
         StoreSettings.check(self)
         _check_name(self.source)
+        if self.source == STDIN and self.embedder in BATCHED:
+            raise UsageError(
+                f"--embedder {self.embedder} reads the source several times, which standard input does not allow",
+                "write it to a file first",
+            )
         if not self.text_fields or not all(self.text_fields):
             raise UsageError("no text field is named", "give --text-field NAME")
         if self.id_field in self.text_fields:
@@ -184,20 +190,31 @@ class JobSettings(StoreSettings, frozen=True, kw_only=True):
         if self.metadata_keys is not None and not all(self.metadata_keys):
             raise UsageError("--metadata-keys holds an empty name", "give names with commas between them")
 
+    @property
+    def vectors_of(self) -> str:
+        """The embedder whose vectors these are, whichever way they come."""
+        return BATCHED.get(self.embedder, self.embedder)
+
+    def _shaping(self) -> dict[str, Any]:
+        return {**msgspec.to_builtins(self), "embedder": self.vectors_of}
+
     def fingerprint(self) -> str:
         """A digest of the settings that shape the points; equal fingerprints may continue each other."""
-        shaping = {name: value for name, value in msgspec.to_builtins(self).items() if name not in _NOT_SHAPING}
+        shaping = {name: value for name, value in self._shaping().items() if name not in _NOT_SHAPING}
         return hashlib.blake2b(msgspec.json.encode(shaping, order="sorted"), digest_size=8).hexdigest()
 
     def changes(self, before: JobSettings) -> list[tuple[str, object, object]]:
         """(flag, value before, value now) of every shaping setting that differs."""
-        old, new = msgspec.to_builtins(before), msgspec.to_builtins(self)
+        old, new = before._shaping(), self._shaping()
         return [
             (flag_of(name), old[name], new[name])
             for name in new
             if name not in _NOT_SHAPING and old[name] != new[name]
         ]
 
+
+BATCHED = {"openai-batch": "openai"}
+"""Embedders that send texts by a batch API, and those that make the same vectors at once."""
 
 _NOT_SHAPING = frozenset({"max_record_bytes"})
 
@@ -310,6 +327,10 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Dollars for a million tokens; None: the list price, if it is known."""
     max_cost: float | None = None
     max_tokens: int | None = None
+    wait: bool = True
+    """Wait for batches that are under way; else end after one pass, to be resumed."""
+    poll_interval: float = 30.0
+    """Seconds between the first two looks at batches under way; the pauses grow to twenty times that."""
     keep_embeddings: bool = False
     """Keep paid vectors for other runs and jobs, instead of until the store has them."""
     delete_missing: bool = False
@@ -355,6 +376,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
             ("--timeout", self.timeout),
             ("--give-up-after", self.give_up_after),
             ("--max-cost", self.max_cost),
+            ("--poll-interval", self.poll_interval),
         ):
             if number is not None and not number > 0:
                 raise UsageError(f"{flag} {number:g} is too small", "give a positive number")

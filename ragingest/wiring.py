@@ -19,6 +19,7 @@ from ragingest.decoding import Decoder, FieldMapping
 from ragingest.embedding import Embedding, open_embedding
 from ragingest.errors import ExitCode, RagingestError, SettingsChangedError, TerminalError, UsageError
 from ragingest.events import Counters, Emit, Noticed, RunFinished, RunStarted, Summary
+from ragingest.passes import Passes
 from ragingest.pipeline import Pipeline, PipelineParts
 from ragingest.protocols import CollectionSpec, Source, Store
 from ragingest.resources import ResourceManager, SystemGauge
@@ -40,11 +41,12 @@ class JobRun:
     manager: CheckpointManager
     lock: FileLock
     checkpoint: Checkpoint
-    source: Source
+    sources: list[Source]
+    """The one that is read."""
     embedding: Embedding
     store: Store
     ledger: Ledger
-    pipeline: Pipeline
+    pipeline: Pipeline | Passes
     resources: ResourceManager
     emit: Emit
     stopped_by: ExitCode = ExitCode.SIGINT
@@ -68,9 +70,9 @@ class JobRun:
                 self.manager,
                 outcome.checkpoint,
                 outcome.error,
-                source=self.source.name,
+                source=self.sources[0].name,
                 store=self.store.name,
-                embedder=self.embedding.name,
+                embedder=outcome.checkpoint.settings.embedder,
                 model=self.embedding.model,
                 stopped_by=self.stopped_by,
                 peak_memory_bytes=self.resources.peak_bytes,
@@ -82,7 +84,9 @@ class JobRun:
         return summary
 
     def close(self) -> None:
-        for part in (self.source, self.store, self.ledger):
+        for source in self.sources:
+            source.close()
+        for part in (self.store, self.ledger):
             part.close()
         self.lock.release()
 
@@ -105,6 +109,8 @@ def summarize(
         code = error.exit_code
     elif checkpoint.status == "interrupted":
         code = stopped_by
+    elif checkpoint.status == "waiting":
+        code = ExitCode.WAITING
     else:
         code = ExitCode.REJECTS if rejected else ExitCode.OK
     files = manager.files(checkpoint.job)
@@ -126,7 +132,7 @@ def summarize(
         rejects=str(files.rejects) if rejected else None,
         reject_kinds=checkpoint.reject_kinds,
         peak_memory_bytes=peak_memory_bytes,
-        message=error.message if error else "",
+        message=error.message if error else checkpoint.message,
         hint=error.hint if error else "",
         exit_code=int(code),
     )
@@ -196,6 +202,9 @@ def open_job(
             checkpoint.counters.books,
             manager.files(job).vectors,
             emit,
+            batches=manager.files(job).batches,
+            run=checkpoint.run,
+            begun=checkpoint.attempts > 1,
             sparse=store.abilities.sparse,
         )
         undo.append(lambda: asyncio.run(embedding.aclose()))
@@ -211,27 +220,43 @@ def open_job(
             _check_collection(store, ledger, job, settings)
         manager.save(checkpoint)
         journal = Journal(checkpoint, manager, ledger, source.unit)
-        for part in range(len(checkpoint.parts)):
-            source.seek(part, *journal.position(part), journal.done(part))
         resources = ResourceManager(
             embedding.concurrency,
             SystemGauge(options.max_memory, children=lambda: store.memory_bytes),
             emit,
             embedding.room,
         )
-        writes = StoreCalls(
-            store,
-            checkpoint.counters,
-            give_up_after=options.give_up_after,
-            on_change=lambda opened: emit(
-                Noticed(f"{store.name} {'fails: waiting for it' if opened else 'answers again'}")
-            ),
-        )
-        undo.append(writes.close)
+        sources = [source]
         may_delete = partial(_may_delete, options.max_delete, start.yes) if options.delete_missing else None
-        pipeline = Pipeline(
-            _parts(settings, options, source, embedding, store, writes, journal, resources, may_delete, emit)
-        )
+
+        def one_pass(source: Source) -> Pipeline:
+            for part in range(len(checkpoint.parts)):
+                source.seek(part, *journal.position(part), journal.done(part))
+            writes = StoreCalls(
+                store,
+                checkpoint.counters,
+                give_up_after=options.give_up_after,
+                on_change=lambda opened: emit(
+                    Noticed(f"{store.name} {'fails: waiting for it' if opened else 'answers again'}")
+                ),
+            )
+            return Pipeline(
+                _parts(settings, options, source, embedding, store, writes, journal, resources, may_delete, emit)
+            )
+
+        def another_pass() -> Pipeline:
+            sources.pop().close()
+            sources.append(open_source(settings))
+            if not all(map(sources[0].matches, (part.info() for part in checkpoint.parts))):
+                raise TerminalError(
+                    f"{sources[0].name} has changed while the run waited for batches",
+                    "resume: it is read from its start, and the ledger says what is stored already",
+                )
+            return one_pass(sources[0])
+
+        first = one_pass(source)
+        later = embedding.later
+        passes = Passes(first, another_pass, later, journal, wait=options.wait) if later is not None else first
     except BaseException:
         for step in reversed(undo):
             step()
@@ -248,7 +273,7 @@ def open_job(
             source.rereads,
         )
     )
-    return JobRun(job, manager, lock, checkpoint, source, embedding, store, ledger, pipeline, resources, emit)
+    return JobRun(job, manager, lock, checkpoint, sources, embedding, store, ledger, passes, resources, emit)
 
 
 def checkpoint_of(manager: CheckpointManager, job: str, warn: Callable[[str], None]) -> Checkpoint:
@@ -462,6 +487,7 @@ def _parts(
         split=embedding.split,
         embed=embedding.embed,
         embedded=embedding.embedded,
+        deferred=embedding.later.deferred if embedding.later is not None else None,
         packer=embedding.packer,
         dimensions=embedding.dimensions,
         sync=embedding.sync,

@@ -39,6 +39,7 @@ class JobFiles(NamedTuple):
     lock: Path
     vectors: Path
     """Beginning of the names of the files that hold paid vectors."""
+    batches: Path
 
 
 class Loaded(NamedTuple):
@@ -76,7 +77,15 @@ class CheckpointManager:
         files = JobFiles(
             *(
                 self.folder / f"{job}.{end}"
-                for end in ("json", "json.bak", "ledger.sqlite", "rejects.jsonl", "lock", "vectors")
+                for end in (
+                    "json",
+                    "json.bak",
+                    "ledger.sqlite",
+                    "rejects.jsonl",
+                    "lock",
+                    "vectors",
+                    "batches.sqlite",
+                )
             )
         )
         beside_ledger = (files.ledger.with_name(files.ledger.name + end) for end in WAL_ENDS)

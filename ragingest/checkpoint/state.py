@@ -16,7 +16,7 @@ __all__ = ["FORMAT", "Checkpoint", "CheckpointError", "PartState", "Status", "de
 
 FORMAT = 1
 
-Status = Literal["running", "interrupted", "completed", "failed"]
+Status = Literal["running", "waiting", "interrupted", "completed", "failed"]
 
 
 class CheckpointError(ValueError):

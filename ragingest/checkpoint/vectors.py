@@ -19,7 +19,7 @@ import os
 import re
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from heapq import heappop, heappush
 from itertools import count
@@ -133,6 +133,10 @@ class PaidVectors:
         """
         self._kept.drop(digests)
 
+    def retain(self, digests: Set[bytes]) -> None:
+        """Nothing waits for any other than these: the others are dropped."""
+        self._kept.retain(digests)
+
     def sync(self) -> None:
         """Make all that was put survive a loss of power, and all that was dropped stay so."""
         with self._explained():
@@ -180,6 +184,8 @@ class _Kept(Protocol):
     def settle(self) -> None:
         """Write down what is only in memory yet."""
         ...
+
+    def retain(self, digests: Set[bytes]) -> None: ...
 
     def __len__(self) -> int: ...
 
@@ -275,6 +281,9 @@ class _Spool:
     def settle(self) -> None:
         self._shrink()
         self._mark()
+
+    def retain(self, digests: Set[bytes]) -> None:
+        self.drop(list(self._slots.keys() - digests))
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -395,6 +404,9 @@ class _Cache:
         pass
 
     def settle(self) -> None:
+        pass
+
+    def retain(self, digests: Set[bytes]) -> None:
         pass
 
     def __len__(self) -> int:

@@ -103,7 +103,7 @@ class PlainLines:
     def _line(self, event: Progressed) -> str:
         share = f"{100 * event.bytes_read / self._total:.0f} %, " if self._total else ""
         counters = event.counters
-        spent = f", {_books_line(counters.books)}" if counters.books.requests else ""
+        spent = f", {_books_line(counters.books)}" if counters.books.used else ""
         return (
             f"{share}{counters.read:,} records, {self._rate.of(counters.read):,.0f}/s, {counters.chunks:,} chunks, "
             f"{counters.rejected:,} rejected, {size(own_anonymous_bytes())}{spent}"
@@ -170,7 +170,7 @@ class LiveScreen:
             f"   {self._in_flight:,} in flight   {size(own_anonymous_bytes())} memory",
         )
         lines: list[Any] = [self._progress, numbers]
-        if counters.books.requests:
+        if counters.books.used:
             lines.append(Text("  " + _books_line(counters.books)))
         if self._paused is not None:
             lines.append(Text("  " + _paused(self._paused), style="yellow"))
@@ -245,7 +245,7 @@ def show_summary(summary: Summary, *, as_json: bool, checkpoint_dir: Path) -> No
             changes.append(f"{c.removed:,} documents that disappeared were removed")
         if changes:
             out.print("  " + ", ".join(changes))
-        if c.books.requests:
+        if c.books.used:
             out.print(f"  {_books_line(c.books)}")
         if summary.rejects:
             kinds = ", ".join(f"{count:,} {kind}" for kind, count in _by_count(summary.reject_kinds))
@@ -257,7 +257,7 @@ def show_summary(summary: Summary, *, as_json: bool, checkpoint_dir: Path) -> No
             err.print(f"  {summary.hint}")
     if summary.status == "completed" and not summary.counters.read:
         err.print(f"ragingest: {summary.source} holds no record; check the path, --format and --json-path")
-    if summary.status in ("interrupted", "failed"):
+    if summary.status in ("interrupted", "failed", "waiting"):
         folder = "" if checkpoint_dir == Path("checkpoints") else f" --checkpoint-dir {checkpoint_dir}"
         err.print(f"  go on with: ragingest resume {summary.job}{folder}")
 
@@ -280,7 +280,8 @@ def _books_fields(books: Books) -> dict[str, Any]:
 
 def _books_line(books: Books) -> str:
     cost = "cost unknown" if books.cost is None else f"${books.cost:,.4f}"
-    parts = [f"{books.requests:,} requests", f"{books.tokens:,} tokens", cost]
+    parts = [f"{books.batches:,} batches ({books.batches_done:,} done)"] if books.batches else []
+    parts += [f"{books.requests:,} requests", f"{books.tokens:,} tokens", cost]
     if books.reused:
         parts.append(f"{books.reused:,} texts reused")
     if books.throttled:
@@ -377,7 +378,7 @@ def show_job(checkpoint: Checkpoint, manager: CheckpointManager, *, as_json: boo
         for name, value in section.items():
             if value not in ("", None):
                 table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
-    if checkpoint.counters.books.requests:
+    if checkpoint.counters.books.used:
         table.add_row("books", _books_line(checkpoint.counters.books))
     for kind, count in _by_count(kinds):
         table.add_row(f"rejected: {kind}", f"{count:,}")

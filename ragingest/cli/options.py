@@ -51,6 +51,7 @@ __all__ = [
     "Model",
     "Namespace",
     "OnDisk",
+    "PollInterval",
     "PricePerMillion",
     "Quantization",
     "Quiet",
@@ -63,6 +64,7 @@ __all__ = [
     "Timeout",
     "Tpm",
     "UpsertSize",
+    "Wait",
     "Url",
     "apply_options",
     "WhichDuplicate",
@@ -368,6 +370,23 @@ MaxTokens = Annotated[
     typer.Option(
         envvar="RAGINGEST_MAX_TOKENS",
         help="Stop before the request that would make the run use more tokens.",
+        rich_help_panel=API,
+    ),
+]
+Wait = Annotated[
+    bool | None,
+    typer.Option(
+        "--wait/--no-wait",
+        envvar="RAGINGEST_WAIT",
+        help=r"Wait for batches under way, or exit with 75 to be resumed later. \[default: wait]",
+        rich_help_panel=API,
+    ),
+]
+PollInterval = Annotated[
+    float | None,
+    typer.Option(
+        envvar="RAGINGEST_POLL_INTERVAL",
+        help=r"Seconds between the first two looks at batches; the pauses grow to 20 times that. \[default: 30]",
         rich_help_panel=API,
     ),
 ]

@@ -143,14 +143,16 @@ def describe(plan: Plan) -> Iterator[str]:
     tokens = f"{plan.tokens:,}" if plan.tokens_exact else f"about {plan.tokens:,} (at most {plan.tokens_at_most:,})"
     yield f"  tokens     {tokens}"
     most = f" (at most {plan.requests_at_most:,})" if plan.requests_at_most > plan.requests else ""
-    yield f"  requests   {plan.requests:,}{most}"
+    yield f"  requests   {plan.requests:,}{most}{_batches(plan)}"
     yield f"  cost       {_cost(plan)}"
     if plan.upserts is None or plan.points_per_upsert is None or plan.bytes_per_upsert is None:
         yield "  upserts    unknown: give --dimensions"
     else:
         size = f"{plan.points_per_upsert:,} points or {_size(plan.bytes_per_upsert)}"
         yield f"  upserts    {plan.upserts:,} of up to {size}"
-    if plan.seconds_at_best is None:
+    if plan.batches is not None:
+        yield "  time       within a day of each batch's creation"
+    elif plan.seconds_at_best is None:
         yield "  time       unknown: give --rpm and --tpm, or --throughput"
     else:
         yield f"  time       {_duration(plan.seconds_at_best)} at best, for {plan.bounded_by}"
@@ -166,6 +168,14 @@ def describe(plan: Plan) -> Iterator[str]:
 
 def _share(share: float | None) -> str:
     return "" if share is None else f", {100 * share:.2g} % of the source"
+
+
+def _batches(plan: Plan) -> str:
+    if plan.batches is None or plan.batch_file_bytes is None:
+        return ""
+    return (
+        f" in {plan.batches:,} batch{'' if plan.batches == 1 else 'es'}, {_size(plan.batch_file_bytes)} to upload"
+    )
 
 
 def _cost(plan: Plan) -> str:

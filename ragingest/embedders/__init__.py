@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from ragingest.embedders.bm25 import WithBM25
 from ragingest.embedders.null import NullEmbedder
 from ragingest.errors import UsageError
-from ragingest.protocols import Embedder, EmbeddingRequests
+from ragingest.protocols import BatchRequests, Embedder, EmbeddingRequests
+from ragingest.settings import BATCHED
 
-__all__ = ["APIS", "EMBEDDERS", "open_api", "open_embedder"]
+__all__ = ["APIS", "EMBEDDERS", "open_api", "open_batch_api", "open_embedder"]
 
 APIS = ("openai", "cohere")
 """Embedders behind an API; the others compute in this process."""
 
-EMBEDDERS = ("wordllama", "sentence-transformers", *APIS, "null")
+EMBEDDERS = ("wordllama", "sentence-transformers", *APIS, *BATCHED, "null")
 
 NULL_DIMENSIONS = 8
 
@@ -58,6 +59,26 @@ def open_embedder(
     if name == "null":
         return NullEmbedder(dimensions or NULL_DIMENSIONS)
     raise UsageError(f"there is no embedder {name!r}", f"choose one of: {', '.join(EMBEDDERS)}")
+
+
+def open_batch_api(
+    name: str, model: str, *, base_url: str | None, dimensions: int | None, timeout: float
+) -> BatchRequests:
+    """The batch API of that name; sends nothing yet.
+
+    Raises:
+        UsageError: there is none, or its key is not in the environment.
+    """
+    if name == "openai-batch":
+        from ragingest.embedders import openai
+        from ragingest.embedders.openai_batch import OpenAIBatches
+
+        base = base_url or openai.DEFAULT_BASE_URL
+        if openai.is_azure(base):
+            raise UsageError("Azure's batches are not spoken", "use --embedder openai")
+        _, key = _key(("OPENAI_API_KEY",), base_url)
+        return OpenAIBatches(model, key, base, dimensions, timeout)
+    raise UsageError(f"there is no batch API {name!r}", f"choose one of: {', '.join(BATCHED)}")
 
 
 def open_api(

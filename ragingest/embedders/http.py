@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -22,6 +23,7 @@ __all__ = ["Endpoint", "as_vectors", "rate_news", "shown"]
 
 CONNECTIONS = 256
 SHOWN_OF_AN_ANSWER = 300
+PIECE_BYTES = 1 << 18
 
 # A 429 with one of these will not go away by waiting (OpenAI's guide to error codes).
 _SPENT = frozenset(
@@ -74,22 +76,28 @@ class Endpoint:
         """The whole address of `path`."""
         return self.url + path + self._query
 
-    async def call(self, method: str, path: str, **request: Any) -> tuple[bytes, Mapping[str, str]]:
+    async def call(
+        self, method: str, path: str, *, more_seconds: float = 0.0, may_be_gone: bool = False, **request: Any
+    ) -> tuple[bytes, Mapping[str, str]]:
         """One request, tried once: body and headers of an answer 200.
 
         Args:
+            more_seconds: that a large body may take, beyond the timeout.
+            may_be_gone: a 404 is about what the path names, and nothing else: a RejectedError.
             request: as `aiohttp.ClientSession.request` takes it.
 
         Raises:
             TransientError, RejectedError, TerminalError: see `refused`.
         """
         url = self.at(path)
+        if more_seconds:
+            request["timeout"] = aiohttp.ClientTimeout(total=self._timeout + more_seconds)
         try:
             async with self._open().request(method, url, **request) as response:
                 data = await response.read()
                 status, headers = response.status, response.headers
         except TimeoutError:
-            raise TransientError(f"{url} did not answer within {self._timeout:g} s") from None
+            raise TransientError(f"{url} did not answer within {self._timeout + more_seconds:g} s") from None
         except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as error:
             raise TerminalError(
                 f"{url} cannot be reached over TLS: {_plain(error)}",
@@ -97,9 +105,35 @@ class Endpoint:
             ) from None
         except (aiohttp.ClientError, OSError) as error:
             raise TransientError(f"{url} cannot be reached: {_plain(error)}") from None
+        if status == 404 and may_be_gone:
+            raise self._gone(data, url)
         if status != 200:
             raise self.refused(status, headers, data, url)
         return data, headers
+
+    async def download(self, path: str, to: Path) -> None:
+        """Write the body of an answer 200 into a file, piece by piece.
+
+        Raises:
+            TransientError, RejectedError, TerminalError: see `refused`. A 404 is a RejectedError here.
+                The file may hold a part.
+            OSError: it cannot be written.
+        """
+        url = self.at(path)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._timeout, sock_read=self._timeout)
+        with to.open("wb") as file:
+            try:
+                async with self._open().get(url, timeout=timeout) as response:
+                    if response.status == 404:
+                        raise self._gone(await response.read(), url)
+                    if response.status != 200:
+                        raise self.refused(response.status, response.headers, await response.read(), url)
+                    async for piece in response.content.iter_chunked(PIECE_BYTES):
+                        file.write(piece)
+            except TimeoutError:
+                raise TransientError(f"{url} sent nothing for {self._timeout:g} s") from None
+            except (aiohttp.ClientError, ConnectionError) as error:
+                raise TransientError(f"{url} broke off: {_plain(error)}") from None
 
     def refused(self, status: int, headers: Mapping[str, str], data: bytes, url: str = "") -> Exception:
         """What an answer that is no 200 means for the request: try again, never as it is, or no request at all."""
@@ -122,6 +156,9 @@ class Endpoint:
         if status in (400, 413, 422, 498):
             return RejectedError("refused_by_embedder", message)
         return TerminalError(said, "check --base-url")
+
+    def _gone(self, data: bytes, url: str) -> RejectedError:
+        return RejectedError("refused_by_embedder", f"{url} answered 404: {self.without_key(_error_of(data)[1])}")
 
     def without_key(self, text: str) -> str:
         """What a server says, should it repeat the key."""

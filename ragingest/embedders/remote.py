@@ -9,7 +9,6 @@ There is one retry layer, here. A batch that is refused as a whole is halved by 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -23,14 +22,14 @@ from ragingest.books import Books
 from ragingest.breaker import CircuitBreaker
 from ragingest.checkpoint.vectors import PaidVectors
 from ragingest.concurrency import AdaptiveConcurrency, Slot
-from ragingest.documents import TEXT_DIGEST_BYTES, Chunk, EmbeddedBatch, SparseVectors, Vectors
+from ragingest.documents import Chunk, EmbeddedBatch, SparseVectors, Vectors, text_digest
 from ragingest.errors import RejectedError, TerminalError, TransientError
 from ragingest.pacing import Grant, RateLimiter
 from ragingest.protocols import Answer, EmbeddingRequests, RateNews
 from ragingest.retries import retrying
 from ragingest.tokens import TextSize, TokenEstimator, measure
 
-__all__ = ["RemoteCalls", "RemoteLimits", "ask"]
+__all__ = ["Clock", "RemoteCalls", "RemoteLimits", "Sleep", "ask"]
 
 FIRST_CONCURRENCY = 8
 """Each step up takes a round trip; a small server of its own still answers so many well within the timeout."""
@@ -51,6 +50,23 @@ class RemoteLimits:
     max_cost: float | None = None
     max_tokens: int | None = None
     give_up_after: float = 600.0
+
+    def exceeded(self, books: Books, tokens: int, what: str = "request") -> TerminalError | None:
+        """The error, if so many tokens beyond those in the books are more than the user allows."""
+        if self.max_tokens is not None and books.tokens + tokens > self.max_tokens:
+            return TerminalError(
+                f"the next {what} would exceed --max-tokens {self.max_tokens:,} ({books.tokens:,} are spent)",
+                "resume with a higher --max-tokens",
+            )
+        price = books.price_per_million
+        if self.max_cost is None or price is None:
+            return None
+        if (books.tokens + tokens) * price / 1e6 > self.max_cost:
+            return TerminalError(
+                f"the next {what} would exceed --max-cost {self.max_cost:g} (${books.cost or 0:.2f} are spent)",
+                "resume with a higher --max-cost",
+            )
+        return None
 
 
 class RemoteCalls:
@@ -115,7 +131,7 @@ class RemoteCalls:
             TerminalError: it refuses everything, has failed for too long, or a limit of the user is reached.
         """
         texts = [chunk.text for chunk in chunks]
-        digests = [chunk.digest or _digest(chunk) for chunk in chunks]
+        digests = [chunk.digest or text_digest(chunk) for chunk in chunks]
         if self._kept is not None:
             self._unconfirmed.update(digests)
         # While the request is under way.
@@ -133,7 +149,7 @@ class RemoteCalls:
 
     async def confirmed(self, chunks: Sequence[Chunk]) -> None:
         """The store has these: their vectors need not be kept any longer, unless the same text waits elsewhere."""
-        done = self._forget([chunk.digest or _digest(chunk) for chunk in chunks])
+        done = self._forget([chunk.digest or text_digest(chunk) for chunk in chunks])
         if self._kept is not None:
             self._kept.drop(done)
 
@@ -346,29 +362,14 @@ class RemoteCalls:
         Raises:
             TerminalError: it may exceed that whatever they cost.
         """
-        while self._exceeded(self._books.tokens + self._tokens_set_aside + most):
-            error = self._exceeded(self._books.tokens + most)
+        limits, books = self._limits, self._books
+        while limits.exceeded(books, self._tokens_set_aside + most):
+            error = limits.exceeded(books, most)
             if error is not None:
                 raise error
             self._settled.clear()
             await self._settled.wait()
         self._tokens_set_aside += most
-
-    def _exceeded(self, tokens: int) -> TerminalError | None:
-        """The error, if so many tokens are more than the user allows."""
-        limits, books = self._limits, self._books
-        if limits.max_tokens is not None and tokens > limits.max_tokens:
-            return TerminalError(
-                f"the next request would exceed --max-tokens {limits.max_tokens:,} ({books.tokens:,} are spent)",
-                "resume with a higher --max-tokens",
-            )
-        price = books.price_per_million
-        if limits.max_cost is not None and price is not None and tokens * price / 1e6 > limits.max_cost:
-            return TerminalError(
-                f"the next request would exceed --max-cost {limits.max_cost:g} (${books.cost or 0:.2f} are spent)",
-                "resume with a higher --max-cost",
-            )
-        return None
 
 
 async def ask(api: EmbeddingRequests, text: str, books: Books, give_up_after: float) -> Answer:
@@ -420,12 +421,3 @@ def _passed_over(future: asyncio.Future[Any]) -> None:
     """Its outcome is of no use any more; asyncio would report an error that nobody has looked at."""
     if not future.cancelled():
         future.exception()
-
-
-def _digest(chunk: Chunk) -> bytes:
-    document = chunk.document
-    if chunk.text is document.text:
-        chunk.digest = document.digest[:TEXT_DIGEST_BYTES]
-    else:
-        chunk.digest = hashlib.blake2b(chunk.text.encode(), digest_size=TEXT_DIGEST_BYTES).digest()
-    return chunk.digest

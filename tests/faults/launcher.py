@@ -12,6 +12,7 @@ grows beyond FAULT_LIMIT bytes.
 from __future__ import annotations
 
 import errno
+import inspect
 import os
 import pathlib
 import resource
@@ -21,22 +22,28 @@ from typing import Any
 
 import ragingest.checkpoint.manager
 import ragingest.wiring
+from ragingest.checkpoint.batches import BatchStates
 from ragingest.checkpoint.journal import Journal
 from ragingest.checkpoint.ledger import Ledger
 from ragingest.checkpoint.manager import CheckpointManager
 from ragingest.checkpoint.rejects import RejectsFile
+from ragingest.checkpoint.vectors import PaidVectors
 from ragingest.cli import main
 from ragingest.embedders.null import NullEmbedder
+from ragingest.embedders.openai_batch import OpenAIBatches
 from ragingest.embedders.wordllama import WordLlamaEmbedder
 from ragingest.stores.edge_process import EdgeProcess
 from ragingest.stores.files import FileStore
 from ragingest.stores.pgvector import PgvectorStore
 
 OWNERS: dict[str, Any] = {
+    "BatchStates": BatchStates,
     "CheckpointManager": CheckpointManager,
     "FileStore": FileStore,
     "Journal": Journal,
     "Ledger": Ledger,
+    "OpenAIBatches": OpenAIBatches,
+    "PaidVectors": PaidVectors,
     "Path": pathlib.Path,
     "PgvectorStore": PgvectorStore,
     "RejectsFile": RejectsFile,
@@ -60,6 +67,16 @@ def build_in(fault: str) -> None:
         if action == "gate" and number >= int(count):
             pathlib.Path("gate").read_bytes()
 
+    async def faulty_later(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        number = calls = calls + 1
+        if when == "before":
+            strike(number)
+        result = await original(*args, **kwargs)
+        if when == "after":
+            strike(number)
+        return result
+
     def faulty(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
         # Two calls may be under way at once: each has a number of its own.
@@ -71,7 +88,7 @@ def build_in(fault: str) -> None:
             strike(number)
         return result
 
-    setattr(owner, name, faulty)
+    setattr(owner, name, faulty_later if inspect.iscoroutinefunction(original) else faulty)
 
 
 def log_embedded(path: str) -> None:

@@ -30,6 +30,7 @@ def test_exit_codes_are_frozen() -> None:
         "FAILED": 4,
         "LOCKED": 5,
         "MISMATCH": 6,
+        "WAITING": 75,
         "SIGINT": 130,
         "SIGTERM": 143,
     }
