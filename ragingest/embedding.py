@@ -95,7 +95,7 @@ def open_embedding(
         return _remote(settings, options, books, vectors, emit, sparse=sparse)
     if settings.embedder in BATCHED:
         return _batched(settings, options, books, vectors, emit, batches, run, begun=begun, sparse=sparse)
-    return _local(settings, options, sparse=sparse)
+    return _local(settings, options, emit, sparse=sparse)
 
 
 def embed_query(name: str, model: str, base_url: str | None, dimensions: int, text: str) -> Query:
@@ -120,7 +120,7 @@ def embed_query(name: str, model: str, base_url: str | None, dimensions: int, te
     return Query(vector, BM25().encode_query(text))
 
 
-def _local(settings: JobSettings, options: RunOptions, *, sparse: bool) -> Embedding:
+def _local(settings: JobSettings, options: RunOptions, emit: Emit, *, sparse: bool) -> Embedding:
     embedder: Embedder = open_embedder(
         settings.embedder,
         settings.dimensions,
@@ -128,6 +128,7 @@ def _local(settings: JobSettings, options: RunOptions, *, sparse: bool) -> Embed
         device=options.device,
         max_texts=options.batch_size,
         sparse=sparse,
+        say=lambda sentence: emit(Noticed(sentence)),
     )
     limits = embedder.limits
     concurrency = options.concurrency or limits.concurrency

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ragingest.embedders.bm25 import WithBM25
 from ragingest.embedders.null import NullEmbedder
@@ -30,6 +30,7 @@ def open_embedder(
     max_texts: int | None = None,
     sparse: bool = True,
     download: bool = True,
+    say: Callable[[str], None] = lambda _sentence: None,
 ) -> Embedder:
     """The embedder of that name that computes in this process, loaded; with BM25 unless `sparse` is False.
 
@@ -53,7 +54,7 @@ def open_embedder(
                 f"--embedder {name} needs a model", "give --model: a folder, or a name at Hugging Face"
             )
         dense = SentenceTransformersEmbedder(
-            model, dimensions, device=device, max_texts=max_texts, download=download
+            model, dimensions, device=device, max_texts=max_texts, download=download, say=say
         )
         return WithBM25(dense) if sparse else dense
     if name == "null":

@@ -12,7 +12,7 @@ import logging
 import re
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,7 @@ class SentenceTransformersEmbedder:
         device: str = "auto",
         max_texts: int | None = None,
         download: bool = True,
+        say: Callable[[str], None] = lambda _sentence: None,
     ) -> None:
         """Load a model.
 
@@ -85,6 +86,7 @@ class SentenceTransformersEmbedder:
             device: auto (a GPU if there is one), cpu, cuda, cuda:N or mps.
             max_texts: texts in a call; None: sized to the free memory.
             download: get the model from Hugging Face if it is not on this machine.
+            say: is told before a download, which may take minutes.
 
         Raises:
             UsageError: the package, the model or the device is missing, or does not fit.
@@ -92,7 +94,7 @@ class SentenceTransformersEmbedder:
         """
         self.model = model
         self._lock = threading.Lock()
-        self._model = _load(model, _checked(device), download)
+        self._model = _load(model, _checked(device), download, say)
         self.tokenizer = FastTokenizer(_tokenizer_of(self._model, model))
         self._special = int(self.tokenizer.splitter_backend().num_special_tokens_to_add(False))
         self._prompt = _prompt(self._model, "document", "passage", "corpus")
@@ -230,8 +232,8 @@ def _checked(device: str) -> str | None:
     """
     try:
         import torch
-    except ImportError:
-        raise _missing() from None
+    except ImportError as error:
+        raise _missing(error) from None
     if device == "auto":
         return None
     kind, _, number = device.partition(":")
@@ -245,7 +247,7 @@ def _checked(device: str) -> str | None:
     return device
 
 
-def _load(model: str, device: str | None, download: bool) -> Any:
+def _load(model: str, device: str | None, download: bool, say: Callable[[str], None]) -> Any:
     """The model, from this machine if it is there."""
     local = Path(model).is_dir()
     if not local and not _HUB_NAME(model):
@@ -261,6 +263,7 @@ def _load(model: str, device: str | None, download: bool) -> Any:
                 f"the model {model} is not on this machine", f"get it with: hf download {_repository(model)}"
             )
         _ask_for(model)
+        say(f"downloading the model {model} from Hugging Face")
         return _open(model, device, offline=False)
 
 
@@ -269,8 +272,8 @@ def _open(model: str, device: str | None, *, offline: bool) -> Any:
         from huggingface_hub.utils import disable_progress_bars
         from sentence_transformers import SentenceTransformer
         from transformers.utils import logging as transformers_logging
-    except ImportError:
-        raise _missing() from None
+    except ImportError as error:
+        raise _missing(error) from None
     disable_progress_bars()
     transformers_logging.disable_progress_bar()
     try:
@@ -353,9 +356,9 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _missing() -> UsageError:
+def _missing(error: ImportError) -> UsageError:
     return UsageError(
-        "--embedder sentence-transformers needs a package that is not installed",
+        f"--embedder sentence-transformers needs packages that are not installed: {_first_line(error)}",
         "pip install 'ragingest[sentence-transformers]'",
     )
 
