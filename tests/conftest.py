@@ -3,11 +3,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
 
 from tests.servers.postgres import PostgresServer
+
+if TYPE_CHECKING:
+    from tests.servers.qdrant_server import QdrantServer
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -46,4 +50,13 @@ def sample_data() -> Path:
 def postgres() -> Iterator[PostgresServer]:
     """A server for all tests of this process; each takes a schema of its own."""
     with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def qdrant() -> Iterator[QdrantServer]:
+    """A Qdrant server on loopback; whoever uses it drops the collections that others have left."""
+    from tests.servers.qdrant_server import QdrantServer  # slow to import, and most tests need none
+
+    with QdrantServer() as server:
         yield server

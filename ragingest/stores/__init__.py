@@ -11,7 +11,7 @@ from ragingest.stores.null import NullStore
 
 __all__ = ["STORES", "open_store"]
 
-STORES = ("qdrant-edge", "pgvector", "jsonl", "parquet", "null")
+STORES = ("qdrant-edge", "qdrant", "pgvector", "jsonl", "parquet", "null")
 
 
 TIMEOUT_SECONDS = 60.0
@@ -41,11 +41,29 @@ def open_store(settings: StoreSettings, timeout: float = TIMEOUT_SECONDS) -> Sto
         return EdgeProcess(Path(settings.store_path), settings.collection, drop_text=settings.drop_text)
     if name == "pgvector":
         return _pgvector(settings, timeout)
+    if name == "qdrant":
+        return _qdrant(settings, timeout)
     if name in ("jsonl", "parquet"):
         return _files(settings)
     if name == "null":
         return NullStore()
     raise UsageError(f"there is no store {name!r}", f"choose one of: {', '.join(STORES)}")
+
+
+def _qdrant(settings: StoreSettings, timeout: float) -> Store:
+    if settings.namespace is not None:
+        raise UsageError(
+            "the store qdrant has no use for --namespace", "leave it out, or give another --collection"
+        )
+    if settings.url is None:
+        raise UsageError("the store qdrant needs --url", "write --url http://localhost:6333")
+    try:
+        from ragingest.stores.qdrant import QdrantStore
+    except ImportError:
+        raise UsageError(
+            "the store qdrant needs the packages qdrant-client and orjson", "pip install 'ragingest[qdrant]'"
+        ) from None
+    return QdrantStore(settings.url, settings.collection, timeout=timeout, drop_text=settings.drop_text)
 
 
 def _pgvector(settings: StoreSettings, timeout: float) -> Store:

@@ -1,16 +1,12 @@
 """Qdrant Edge: Qdrant's engine inside the process, a folder a collection.
 
-    <folder>/<collection>/collection.json   which embedder made it, dimensions, vectors
-    <folder>/<collection>/shard/            the engine's files
-    <folder>/<collection>/lock              one process a collection
-
-Payload of a point: `id`, `chunk`, `chunks` (how many the document has), `text`, `digest` (of the
-document's content, hexadecimal), `metadata`.
+<folder>/<collection>/collection.json   which embedder made it, dimensions, vectors
+<folder>/<collection>/shard/            the engine's files
+<folder>/<collection>/lock              one process a collection
 """
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,20 +32,23 @@ from ragingest.protocols import (
 )
 from ragingest.settings import Layout
 from ragingest.stores.columns import Columns, columns_of
+from ragingest.stores.qdrant_layout import (
+    DENSE,
+    PREFETCH_FACTOR,
+    SPARSE,
+    described,
+    hit_of,
+    stored_point,
+    wanted_values,
+)
 
 __all__ = ["QdrantEdgeStore", "collections", "read_spec"]
 
-DENSE = ""
-SPARSE = "bm25"
 # The engine writes through memory maps: a full disk would end the process instead of failing a call.
 FREE_BYTES_NEEDED = 128 * 1024 * 1024
-PREFETCH_FACTOR = 4
 SPEC_FILE = "collection.json"
 # After a SIGKILL the store's own process needs a moment to notice that it is alone.
 LOCK_SECONDS = 3.0
-
-_INTEGER = re.compile(r"-?\d{1,19}", re.ASCII).fullmatch
-_PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*").fullmatch
 
 
 class QdrantEdgeStore:
@@ -87,8 +86,8 @@ class QdrantEdgeStore:
             self._write_spec(spec)
         elif (existing.dimensions, existing.sparse) != (spec.dimensions, spec.sparse):
             raise TerminalError(
-                f"the collection {self._collection} holds {_described(existing)}, "
-                f"but {spec.embedder} makes {_described(spec)}",
+                f"the collection {self._collection} holds {described(existing)}, "
+                f"but {spec.embedder} makes {described(spec)}",
                 f"give another --collection, or remove {self._folder}",
             )
         self._spec = existing or spec
@@ -205,7 +204,7 @@ class QdrantEdgeStore:
         assert self._spec is not None
         if given != self._spec.dimensions:
             raise TerminalError(
-                f"the collection {self._collection} holds {_described(self._spec)}, not {given}-dimensional ones",
+                f"the collection {self._collection} holds {described(self._spec)}, not {given}-dimensional ones",
                 "give another --collection, or the embedder that made this one",
             )
 
@@ -231,14 +230,16 @@ class QdrantEdgeStore:
         ids: list[Any] = [point_id(*point) for point in points]
         with self._engine("could not be read"):
             records = shard.retrieve(ids, with_payload=True, with_vector=True)
-        return [_stored(record) for record in records]
+        return [stored_point(record.id, record.payload or {}, record.vector) for record in records]
 
     def scan(self, after: str | None, limit: int) -> tuple[list[StoredPoint], str | None]:
         shard = self._open_shard
         request = edge.ScrollRequest(offset=after, limit=limit, with_payload=True, with_vector=True)
         with self._engine("could not be read"):
             records, following = shard.scroll(request)
-        return [_stored(record) for record in records], None if following is None else str(following)
+        return [
+            stored_point(record.id, record.payload or {}, record.vector) for record in records
+        ], None if following is None else str(following)
 
     def search(
         self, query: Query, limit: int, mode: SearchMode = "dense", filters: Mapping[str, str] | None = None
@@ -269,15 +270,9 @@ class QdrantEdgeStore:
             if mode == "sparse":
                 chosen = edge.Query.Nearest(weights, using=SPARSE)  # type: ignore[arg-type]  # checked above
             request = edge.QueryRequest(limit=limit, query=chosen, with_payload=True, filter=only)
-        hits = []
         with self._engine("could not be searched"):
             found = shard.query(request)
-        for point in found:
-            payload = point.payload or {}
-            hits.append(
-                Hit(point.score, payload["id"], payload["chunk"], payload["text"], payload.get("metadata") or {})
-            )
-        return hits
+        return [hit_of(point.score, point.payload or {}) for point in found]
 
     def finish(self, report: Callable[[float], None] = lambda _share: None) -> None:
         pass
@@ -327,62 +322,18 @@ def _config(spec: CollectionSpec) -> edge.EdgeConfig:
     )
 
 
-def _described(spec: CollectionSpec) -> str:
-    return f"{spec.dimensions}-dimensional vectors {'with' if spec.sparse else 'without'} BM25"
-
-
 def _filter(filters: Mapping[str, str] | None) -> edge.Filter | None:
-    if not filters:
-        return None
-    conditions: list[Any] = []
-    for key, text in filters.items():
-        values: list[Any] = [text]
-        if _INTEGER(text) and -(1 << 63) <= int(text) < 1 << 63:
-            values.append(int(text))
-        if text in ("true", "false"):
-            # The engine's binding takes Python's True for the integer 1, and numpy's for what it is.
-            values.append(np.bool_(text == "true"))
-        conditions.append(
-            edge.Filter(
-                should=[
-                    edge.FieldCondition(key=path, match=edge.MatchValue(value))
-                    for path in _paths(key)
-                    for value in values
-                ]
-            )
+    conditions: list[Any] = [
+        edge.Filter(
+            should=[
+                edge.FieldCondition(key=path, match=edge.MatchValue(_value(value))) for path, value in alternatives
+            ]
         )
-    return edge.Filter(must=conditions)
-
-
-def _paths(key: str) -> list[str]:
-    """The engine's paths to a key: nested as its dots say, or one key that has dots in it."""
-    if '"' in key or "\\" in key:
-        raise UsageError(
-            f"the store cannot filter by the key {key!r}", "keys with quotation marks or backslashes cannot be used"
-        )
-    paths = [key.split("."), [key]] if "." in key else [[key]]
-    return [
-        ".".join(["metadata", *(part if _PLAIN_KEY(part) else f'"{part}"' for part in parts)]) for parts in paths
+        for alternatives in wanted_values(filters)
     ]
+    return edge.Filter(must=conditions) if conditions else None
 
 
-def _stored(record: edge.Record) -> StoredPoint:
-    payload = record.payload or {}
-    vector: Any = record.vector
-    sparse = None
-    if isinstance(vector, dict):
-        found = vector.get(SPARSE)
-        if found is not None:
-            sparse = dict(zip(found.indices, found.values, strict=True))
-        vector = vector[DENSE]
-    return StoredPoint(
-        str(record.id),
-        payload["id"],
-        payload["chunk"],
-        payload["chunks"],
-        payload["text"],
-        payload["digest"],
-        payload.get("metadata") or {},
-        np.asarray(vector, dtype=np.float32),
-        sparse,
-    )
+def _value(value: str | int | bool) -> Any:
+    """The engine's binding takes Python's True for the integer 1, and numpy's for what it is."""
+    return np.bool_(value) if isinstance(value, bool) else value

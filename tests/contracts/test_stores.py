@@ -11,8 +11,10 @@ from ragingest.protocols import Store
 from ragingest.settings import StoreSettings
 from ragingest.stores import open_store
 from ragingest.stores.pgvector import PgvectorStore
+from ragingest.stores.qdrant import QdrantStore
 from ragingest.stores.qdrant_edge import QdrantEdgeStore
 from tests.servers.postgres import PostgresServer
+from tests.servers.qdrant_server import QdrantServer
 
 from .store_contract import StoreContract
 
@@ -38,6 +40,23 @@ class TestPgvector(StoreContract):
     def build(self, folder: Path, collection: str) -> Store:
         schema = f"Schema of {hashlib.sha1(str(folder).encode(), usedforsecurity=False).hexdigest()}"
         return PgvectorStore(self.postgres.url(), collection, schema)
+
+
+class TestQdrantOverRest(StoreContract):
+    def build(self, folder: Path, collection: str) -> Store:
+        return QdrantStore(self.server.url, collection, timeout=30)
+
+    @pytest.fixture(autouse=True)
+    def server_without_collections(self, qdrant: QdrantServer) -> None:
+        qdrant.engine.clear()
+        self.server = qdrant
+
+
+class TestQdrantOverGrpc(TestQdrantOverRest):
+    unsigned = False
+
+    def build(self, folder: Path, collection: str) -> Store:
+        return QdrantStore(self.server.grpc_url, collection, timeout=30)
 
 
 class TestJsonLines(StoreContract):

@@ -15,6 +15,7 @@ import errno
 import inspect
 import os
 import pathlib
+import pydoc
 import resource
 import signal
 from collections.abc import Callable
@@ -46,6 +47,7 @@ OWNERS: dict[str, Any] = {
     "PaidVectors": PaidVectors,
     "Path": pathlib.Path,
     "PgvectorStore": PgvectorStore,
+    "QdrantStore": "ragingest.stores.qdrant.QdrantStore",  # slow to import, and most runs need none
     "RejectsFile": RejectsFile,
     "Store": EdgeProcess,
     "write_durably": ragingest.checkpoint.manager,
@@ -55,6 +57,8 @@ OWNERS: dict[str, Any] = {
 def build_in(fault: str) -> None:
     action, when, place, count = fault.split(":")
     owner = OWNERS[place.partition(".")[0]]
+    if isinstance(owner, str):
+        owner = pydoc.locate(owner)
     name = place.rpartition(".")[2]
     original = getattr(owner, name)
     calls = 0
