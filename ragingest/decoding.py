@@ -23,6 +23,9 @@ MAX_ID_BYTES = 512
 MAX_NESTING = 64
 """Levels of metadata. JSON readers in the stores' engines give up at 128."""
 
+EXACT_INTEGERS = 2**53
+"""Up to here a 64-bit float holds every integer."""
+
 TEXT_JOINT = "\n\n"
 
 _decode = msgspec.json.Decoder().decode
@@ -176,7 +179,8 @@ def flattened(fields: dict[str, Any]) -> dict[str, Any]:
     """Metadata one level deep, for stores that keep strings, numbers, booleans and lists of strings.
 
     A nested object becomes keys joined by dots; null and empty objects go; a list that does not hold
-    strings only becomes one of strings, each element as JSON. Where two keys become one, the outer wins.
+    strings only becomes one of strings, each element as JSON; an integer beyond 2**53, which a 64-bit
+    float need not hold, becomes text. Where two keys become one, the outer wins.
     """
     flat: dict[str, Any] = {}
     todo = [("", fields)]
@@ -187,8 +191,14 @@ def flattened(fields: dict[str, Any]) -> dict[str, Any]:
             if type(value) is dict:
                 todo.append((name + ".", value))
             elif value is not None:
-                flat.setdefault(name, _strings(value) if type(value) is list else value)
+                flat.setdefault(name, _flat_value(value))
     return flat
+
+
+def _flat_value(value: Any) -> Any:
+    if type(value) is list:
+        return _strings(value)
+    return str(value) if type(value) is int and abs(value) > EXACT_INTEGERS else value
 
 
 def _strings(values: list[Any]) -> list[str]:

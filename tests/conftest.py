@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
+from tests.servers.pinecone_server import IndexConfig, PineconeConfig, PineconeServer
 from tests.servers.postgres import PostgresServer
 
 if TYPE_CHECKING:
@@ -59,4 +60,11 @@ def qdrant() -> Iterator[QdrantServer]:
     from tests.servers.qdrant_server import QdrantServer  # slow to import, and most tests need none
 
     with QdrantServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def pinecone() -> Iterator[PineconeServer]:
+    """A server that many tests share: each with indexes of its own, or namespaces of the index `shared`."""
+    with PineconeServer(PineconeConfig(indexes=[IndexConfig(name="shared", dimension=8)])) as server:
         yield server

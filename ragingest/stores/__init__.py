@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ragingest.errors import UsageError
@@ -11,7 +12,7 @@ from ragingest.stores.null import NullStore
 
 __all__ = ["STORES", "open_store"]
 
-STORES = ("qdrant-edge", "qdrant", "pgvector", "jsonl", "parquet", "null")
+STORES = ("qdrant-edge", "qdrant", "pinecone", "pgvector", "jsonl", "parquet", "null")
 
 
 TIMEOUT_SECONDS = 60.0
@@ -43,6 +44,8 @@ def open_store(settings: StoreSettings, timeout: float = TIMEOUT_SECONDS) -> Sto
         return _pgvector(settings, timeout)
     if name == "qdrant":
         return _qdrant(settings, timeout)
+    if name == "pinecone":
+        return _pinecone(settings, timeout)
     if name in ("jsonl", "parquet"):
         return _files(settings)
     if name == "null":
@@ -77,6 +80,23 @@ def _pgvector(settings: StoreSettings, timeout: float) -> Store:
         ) from None
     return PgvectorStore(
         settings.url, settings.collection, settings.namespace, timeout=timeout, drop_text=settings.drop_text
+    )
+
+
+def _pinecone(settings: StoreSettings, timeout: float) -> Store:
+    try:
+        from ragingest.stores.pinecone import PineconeStore
+    except ImportError:
+        raise UsageError(
+            "the store pinecone needs the packages pinecone and grpcio", "pip install 'ragingest[pinecone]'"
+        ) from None
+    return PineconeStore(
+        settings.collection,
+        settings.namespace,
+        host=settings.url,
+        key=os.environ.get("PINECONE_API_KEY"),
+        timeout=timeout,
+        drop_text=settings.drop_text,
     )
 
 

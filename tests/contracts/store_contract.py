@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import pytest
 
+from ragingest.decoding import flattened
 from ragingest.documents import Chunk, Document, EmbeddedBatch, Vectors, point_id
 from ragingest.errors import RejectedError, TerminalError, UsageError
 from ragingest.protocols import CollectionSpec, Hit, Query, SearchMode, Store, StoredPoint
@@ -78,6 +79,8 @@ class StoreContract:
     """Whether metadata may hold objects, null, and lists of anything."""
     nul: ClassVar[bool] = True
     """Whether ids, texts and metadata may hold NUL characters."""
+    longest_text: ClassVar[int | None] = None
+    """Bytes of text that fit beside some metadata; None: any number."""
     searches: ClassVar[bool] = True
     """Whether it can be searched."""
 
@@ -121,11 +124,20 @@ class StoreContract:
     def metadata(self) -> dict[str, Any]:
         """All that the store takes."""
         left_out = set() if self.unsigned else {"unsigned"}
-        kept = {key: value for key, value in METADATA.items() if key not in left_out}
+        kept = self.fitted({key: value for key, value in METADATA.items() if key not in left_out})
         return kept if self.nul else {key: _without_nul(value) for key, value in kept.items()}
 
+    def fitted(self, metadata: dict[str, Any]) -> dict[str, Any]:
+        """Metadata as it is, or as --flatten-metadata makes it for stores that take no more."""
+        return dict(metadata) if self.nested else flattened(metadata)
+
     def keepable(self, texts: Iterable[str]) -> list[str]:
-        return [text for text in texts if self.nul or "\0" not in text]
+        return [
+            text
+            for text in texts
+            if (self.nul or "\0" not in text)
+            and (self.longest_text is None or len(text.encode()) <= self.longest_text)
+        ]
 
     def search(self, store: Store, query: Query, limit: int) -> list[Hit]:
         """What is found by meaning; nothing where the store cannot search, which it must say."""
@@ -265,10 +277,11 @@ class StoreContract:
         self.check_holds(store, batch)
 
     def test_new_content_replaces_the_old_whole(self, store: Store) -> None:
-        self.put(store, [document("a", "old", {"gone": 1, "kept": {"x": 1, "y": 2}}), document("b", "b")])
-        self.put(store, [document("a", "new", {"kept": {"x": 3}}, chunks=2)], [42])
+        old, newer = self.fitted({"gone": 1, "kept": {"x": 1, "y": 2}}), self.fitted({"kept": {"x": 3}})
+        self.put(store, [document("a", "old", old), document("b", "b")])
+        self.put(store, [document("a", "new", newer, chunks=2)], [42])
         batch = batch_of(
-            [chunk(document("a", "new", {"kept": {"x": 3}}, chunks=2)), chunk(document("b", "b"))],
+            [chunk(document("a", "new", newer, chunks=2)), chunk(document("b", "b"))],
             [42, 1],
             sparse=self.sparse,
         )
@@ -340,7 +353,7 @@ class StoreContract:
         nul = [
             document("id \0", "text"),
             document("text", "text \0"),
-            document("value", "text", {"list": [{"key": "x\0"}]}),
+            document("value", "text", self.fitted({"list": [{"key": "x\0"}]})),
             document("key", "text", {"a\0": 1}),
             document("looks like one", "\\u0000", {"x": "\\u0000"}),
         ]
@@ -351,6 +364,17 @@ class StoreContract:
                     self.put(store, [of])
                 assert caught.value.kind == "nul_character"
         self.check_holds(store, self.put(store, kept))
+
+    def test_nested_metadata_is_kept_or_refused_with_the_option_that_fits_it(self, store: Store) -> None:
+        for value in ({"x": 1}, None, [1], ["x", None], [["x"]]):
+            nested = document("a", "text", {"key": value})
+            if self.nested:
+                self.check_holds(store, self.put(store, [nested]))
+            else:
+                with pytest.raises(RejectedError, match="--flatten-metadata"):
+                    self.put(store, [nested])
+            fitted = document("a", "text", flattened({"key": value}))
+            self.check_holds(store, self.put(store, [fitted]))
 
     def test_vectors_of_another_dimension_are_refused_whole(self, store: Store) -> None:
         batch = batch_of([chunk(document("a", "text"))], sparse=self.sparse)
@@ -474,7 +498,7 @@ class StoreContract:
     ]
 
     def test_a_filter_lets_through_what_has_the_value(self, store: Store) -> None:
-        self.put(store, [document(name, name, metadata) for name, metadata in self.FILTERED.items()])
+        self.put(store, [document(name, name, self.fitted(metadata)) for name, metadata in self.FILTERED.items()])
         everything = Query(vector(0), Sparse([1_000_000], [1.0]) if self.sparse else None)
         for mode in self.modes:
             for filters, names in self.FILTERS:

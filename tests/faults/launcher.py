@@ -15,7 +15,7 @@ import errno
 import inspect
 import os
 import pathlib
-import pydoc
+import pkgutil
 import resource
 import signal
 from collections.abc import Callable
@@ -35,7 +35,6 @@ from ragingest.embedders.openai_batch import OpenAIBatches
 from ragingest.embedders.wordllama import WordLlamaEmbedder
 from ragingest.stores.edge_process import EdgeProcess
 from ragingest.stores.files import FileStore
-from ragingest.stores.pgvector import PgvectorStore
 
 OWNERS: dict[str, Any] = {
     "BatchStates": BatchStates,
@@ -46,8 +45,10 @@ OWNERS: dict[str, Any] = {
     "OpenAIBatches": OpenAIBatches,
     "PaidVectors": PaidVectors,
     "Path": pathlib.Path,
-    "PgvectorStore": PgvectorStore,
-    "QdrantStore": "ragingest.stores.qdrant.QdrantStore",  # slow to import, and most runs need none
+    # Imported only where they are asked for: their clients take half a second.
+    "PgvectorStore": "ragingest.stores.pgvector:PgvectorStore",
+    "PineconeStore": "ragingest.stores.pinecone:PineconeStore",
+    "QdrantStore": "ragingest.stores.qdrant:QdrantStore",
     "RejectsFile": RejectsFile,
     "Store": EdgeProcess,
     "write_durably": ragingest.checkpoint.manager,
@@ -58,7 +59,7 @@ def build_in(fault: str) -> None:
     action, when, place, count = fault.split(":")
     owner = OWNERS[place.partition(".")[0]]
     if isinstance(owner, str):
-        owner = pydoc.locate(owner)
+        owner = pkgutil.resolve_name(owner)
     name = place.rpartition(".")[2]
     original = getattr(owner, name)
     calls = 0
