@@ -77,6 +77,34 @@ REJECT_KINDS = {
         "a NUL character (U+0000) in id, text or metadata, which Postgres cannot keep",
         "remove it; binary data has no place in a text",
     ),
+    "nested_metadata": RejectKind(
+        "upsert",
+        "an object, null or a list of other things than strings in the metadata, which Pinecone does not keep",
+        "give `--flatten-metadata`, or leave it out with `--metadata-keys`",
+    ),
+    "inexact_integer": RejectKind(
+        "upsert",
+        "an integer in the metadata that Pinecone, which keeps 64-bit floats, would change",
+        "give `--flatten-metadata`, which makes it text, or leave it out with `--metadata-keys`",
+    ),
+    "metadata_too_large": RejectKind(
+        "upsert",
+        "metadata and text of more than the 40 KB that Pinecone keeps of a record",
+        "leave some out with `--metadata-keys` or `--drop-text`, or make `--chunk-size` smaller",
+    ),
+    "reserved_key": RejectKind(
+        "upsert",
+        "a metadata key that begins with `$` or `ragingest_`, in Pinecone",
+        "rename it, or leave it out with `--metadata-keys`",
+    ),
+    "zero_vector": RejectKind(
+        "upsert", "a vector of nothing but zeros, which Pinecone does not take", "nothing, if the text is noise"
+    ),
+    "refused_by_store": RejectKind(
+        "upsert",
+        "the store's server refuses the point by itself, not only its batch; the message is the server's",
+        "see the message",
+    ),
     "payload": RejectKind(
         "upsert", "the store cannot keep the document as it is", "see the message; report it with the record"
     ),
