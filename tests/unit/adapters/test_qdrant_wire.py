@@ -119,7 +119,7 @@ UNFIT = [math.nan, math.inf, [1, {"deep": -math.inf}], {"x": object()}]
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "rest"])
-@pytest.mark.parametrize("value", UNFIT, ids=str)
+@pytest.mark.parametrize("value", UNFIT, ids=["NaN", "infinity", "deep", "object"])
 def test_what_cannot_be_written_costs_its_point_only(protocol: str, value: Any) -> None:
     upserts: GrpcUpserts | RestUpserts = GRPC if protocol == "grpc" else REST
     documents = [document("a", "text"), document("b", "text"), document("c", "text")]
