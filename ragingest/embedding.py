@@ -91,10 +91,12 @@ def open_embedding(
         UsageError: there is no such embedder, or a package or a key is missing.
         TerminalError: an API does not answer when it is asked for its dimensions.
     """
-    if settings.embedder in APIS:
-        return _remote(settings, options, books, vectors, emit, sparse=sparse)
     if settings.embedder in BATCHED:
         return _batched(settings, options, books, vectors, emit, batches, run, begun=begun, sparse=sparse)
+    if batches.exists():
+        emit(Noticed("this run does not wait for the batches that are under way: their texts are bought again"))
+    if settings.embedder in APIS:
+        return _remote(settings, options, books, vectors, emit, sparse=sparse)
     return _local(settings, options, emit, sparse=sparse)
 
 

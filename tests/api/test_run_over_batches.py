@@ -146,6 +146,30 @@ def test_a_plan_foretells_the_batches(place: Batches) -> None:
     assert "6 batches" in place.command("plan", *arguments).said
 
 
+def test_starting_over_keeps_what_is_under_way(place: Batches) -> None:
+    records = make(COUNT)
+    place.run(records, "--no-wait", code=WAITING)
+    place.check(records, place.run(None, "--fresh"))
+    assert set(place.server.books.batch_times_submitted.values()) == {1}
+
+
+def test_who_does_not_want_to_wait_any_more_buys_the_texts_again_and_is_told(place: Batches) -> None:
+    records = make(COUNT)
+    place.run(records, "--no-wait", code=WAITING)
+    command = ("run", "corpus.jsonl", "--base-url", place.server.base_url, *OPTIONS, "--embedder", "openai")
+    assert "does not wait for the batches that are under way" in place.command(*command).err
+    assert place.server.books.texts_answered == COUNT
+    place.check_stored(records)
+
+
+def test_kept_embeddings_serve_the_ordinary_api_too(place: Batches) -> None:
+    records = make(SIZE)
+    place.run(records, "--keep-embeddings")
+    place.run(None, "--keep-embeddings", "--embedder", "openai", "--job", "k", "--collection", "other")
+    assert place.server.books.requests == 0
+    place.check_stored(records, "other")
+
+
 # -- when something goes wrong -----------------------------------------------------------------------------
 
 

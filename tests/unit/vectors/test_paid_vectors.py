@@ -158,6 +158,15 @@ def test_a_spool_forgets_what_is_dropped_and_a_cache_does_not(opened: Open, keep
     assert found(opened(), TEXTS) == left
 
 
+def test_a_spool_retains_what_is_waited_for_and_a_cache_everything(opened: Open, keep: bool) -> None:
+    paid = opened()
+    put(paid, TEXTS)
+    paid.retain({*TEXTS[3:6], *digests(["never put"])})
+    assert found(paid, TEXTS) == set(TEXTS if keep else TEXTS[3:6])
+    paid.retain(set())
+    assert len(paid) == (len(TEXTS) if keep else 0)
+
+
 def test_another_model_or_dimension_is_another_file(opened: Open) -> None:
     paid = opened()
     put(paid, TEXTS)
