@@ -425,6 +425,10 @@ class Store(Protocol):
         """
         ...
 
+    def describe(self, spec: CollectionSpec) -> None:
+        """Write down who makes the vectors from now on, where the store has a place for that. After `prepare`."""
+        ...
+
     def open(self) -> CollectionSpec:
         """Open a collection that is there, to read it: instead of `prepare`. Says what it holds.
 

@@ -216,6 +216,8 @@ def open_job(
             {"base_url": settings.base_url} if settings.base_url else {},
         )
         patiently(store.prepare, spec, options.layout)
+        if start.reembed:
+            patiently(store.describe, spec)
         if before is not None:
             _check_collection(store, ledger, job, settings)
         manager.save(checkpoint)

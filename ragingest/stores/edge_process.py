@@ -96,6 +96,9 @@ class EdgeProcess:
     def prepare(self, spec: CollectionSpec, layout: Layout = DEFAULT_LAYOUT) -> None:
         self._call("prepare", spec, layout)
 
+    def describe(self, spec: CollectionSpec) -> None:
+        self._call("describe", spec)
+
     def open(self) -> CollectionSpec:
         found: CollectionSpec = self._call("open")
         return found

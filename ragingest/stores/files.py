@@ -145,6 +145,11 @@ class FileStore:
                 )
         self._spec = existing or spec
 
+    def describe(self, spec: CollectionSpec) -> None:
+        with self._explained("cannot be written"), self._transaction() as db:
+            db.execute("UPDATE meta SET value = ? WHERE key = 'spec'", [msgspec.json.encode(spec)])
+        self._spec = spec
+
     def open(self) -> CollectionSpec:
         if not (self._folder / WORKING_FILE).is_file():
             parent = self._folder.parent

@@ -36,6 +36,9 @@ class NullStore:
     def prepare(self, spec: CollectionSpec, layout: Layout = DEFAULT_LAYOUT) -> None:
         pass
 
+    def describe(self, spec: CollectionSpec) -> None:
+        pass
+
     def open(self) -> CollectionSpec:
         raise UsageError("the null store keeps nothing to read")
 

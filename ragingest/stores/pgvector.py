@@ -163,6 +163,11 @@ class PgvectorStore:
         self._spec = existing or spec
         self._layout = layout
 
+    def describe(self, spec: CollectionSpec) -> None:
+        with self._connections.session() as session, session.connection.transaction():
+            self._say(session.connection, spec)
+        self._spec = spec
+
     def open(self) -> CollectionSpec:
         with self._connections.session() as session:
             spec = self._describe(session.connection)
@@ -229,6 +234,9 @@ class PgvectorStore:
         if not connection.execute("SELECT 1 FROM pg_namespace WHERE nspname = %s", [self._schema]).fetchone():
             connection.execute(SQL("CREATE SCHEMA {}").format(Identifier(self._schema)))
         connection.execute(SQL(_CREATE).format(**self._parts, dimensions=Literal(spec.dimensions)))
+        self._say(connection, spec)
+
+    def _say(self, connection: Connection, spec: CollectionSpec) -> None:
         comment = Literal(msgspec.json.encode(spec).decode())
         connection.execute(SQL("COMMENT ON TABLE {table} IS {comment}").format(**self._parts, comment=comment))
 

@@ -169,6 +169,11 @@ class PineconeStore:
             self._connect(lambda: self._described_or_created(spec))
             self._check_index(spec)
 
+    def describe(self, spec: CollectionSpec) -> None:
+        if self._control is not None:  # an index that is reached by its host alone has no tags
+            with self._client_errors():
+                self._control.indexes.configure(self._name, tags=_tags(spec))
+
     def open(self) -> CollectionSpec:
         tags: Mapping[str, str] = {}
 

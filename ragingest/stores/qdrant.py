@@ -153,6 +153,11 @@ class QdrantStore:
             if self._info() is None:  # else another process was faster
                 raise
 
+    def describe(self, spec: CollectionSpec) -> None:
+        bulk = bool(_said_of(self._existing()).get("bulk"))
+        self._change(metadata=_saying(spec, bulk=bulk))
+        self._spec = spec
+
     def open(self) -> CollectionSpec:
         info = self._info()
         if info is None:

@@ -101,6 +101,10 @@ class QdrantEdgeStore:
                 unfinished.rename(shard)
             self._shard = edge.EdgeShard.load(str(shard))
 
+    def describe(self, spec: CollectionSpec) -> None:
+        self._write_spec(spec)
+        self._spec = spec
+
     def open(self) -> CollectionSpec:
         spec = read_spec(self._folder)
         if spec is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -329,6 +330,16 @@ class StoreContract:
         spec = again.open()
         assert (spec.dimensions, spec.sparse) == (DIMENSIONS, self.sparse)
         assert (spec.embedder, spec.model) in (("fake", "model-1"), ("", ""))
+        self.check_holds(again, batch)
+
+    def test_who_makes_the_vectors_can_change(self, store: Store, opened: Open) -> None:
+        batch = self.put(store, [document("a", "text")])
+        store.describe(replace(spec_of(sparse=self.sparse), model="model-2"))
+        store.flush()
+        store.close()
+        again = opened()
+        spec = again.open()
+        assert (spec.embedder, spec.model) in (("fake", "model-2"), ("", ""))
         self.check_holds(again, batch)
 
     def test_a_collection_that_is_not_there_cannot_be_opened(self, opened: Open) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from ragingest.stores.qdrant_edge import QdrantEdgeStore
+from tests.api.running import Place, make
 from tests.e2e.command import Command, opened, stored
 
 LONG = " ".join(f"Sentence number {n} speaks of shelf {n % 7}." for n in range(60))
@@ -197,3 +200,14 @@ def test_other_settings_store_everything_again_in_place(ragingest: Command) -> N
     assert load(ragingest, given, "--chunk-size", "128", "--reembed")["stored"] == 11
     elsewhere = ("--chunk-size", "128", "--collection", "other", "--reembed")
     assert "--collection was documents" in ragingest("run", "source.jsonl", "--job", "j", *elsewhere, code=6).said
+
+
+def test_a_collection_that_is_stored_anew_knows_who_made_it(tmp_path: Path) -> None:
+    with Place.opened(tmp_path) as place:
+        place.run(make(30))
+        large = ("--model", "text-embedding-3-large", "--reembed")
+        again = place.run(None, *large)
+        assert again.counters["stored"] == again.counters["embedded"] == 30
+        store = QdrantEdgeStore(tmp_path / "ragingest_data", "documents")
+        assert store.open().model == "text-embedding-3-large"
+        store.close()

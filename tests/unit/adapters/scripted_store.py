@@ -63,6 +63,9 @@ class ScriptedStore:
     def prepare(self, spec: CollectionSpec, layout: Layout = DEFAULT_LAYOUT) -> None:
         self.spec, self.layout = spec, layout
 
+    def describe(self, spec: CollectionSpec) -> None:
+        self.spec = spec
+
     def open(self) -> CollectionSpec:
         return self.spec
 
