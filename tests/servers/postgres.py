@@ -38,6 +38,10 @@ SETTINGS = {
 }
 
 
+# Waits for the end of its stdin, which is that of the tests, however they ended; SIGQUIT is Postgres' immediate shutdown.
+WATCHER = 'read -r _; kill -QUIT "$(head -n 1 "$0/data/postmaster.pid")"; rm -rf "$0"'
+
+
 class PostgresServer:
     """A server that runs while the `with` block does; superuser `postgres`, no password."""
 
@@ -72,6 +76,13 @@ class PostgresServer:
         self.start()
 
     def __enter__(self) -> Self:
+        self._watcher = subprocess.Popen(
+            ["sh", "-c", WATCHER, str(self.folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         self._run("initdb", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--no-sync", "--no-locale")
         (self.folder / "data" / "pg_hba.conf").write_text(
             f"local all {PASSWORD_USER} scram-sha-256\nlocal all all trust\n"
@@ -84,7 +95,7 @@ class PostgresServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop("immediate")
-        shutil.rmtree(self.folder)
+        self._watcher.communicate()
 
     def _install(self) -> Path:
         """Where the programs are; copied to where another user may run them, if one has to."""
