@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
-from ragingest.checkpoint.manager import CheckpointManager, open_state
+from ragingest.checkpoint.manager import CheckpointManager
+from ragingest.checkpoint.rejects import reject_lines
 from ragingest.errors import TerminalError
 from ragingest.reject_kinds import advice_for
 
@@ -144,8 +144,8 @@ def failures_of(manager: CheckpointManager, job: str) -> JobFailures:
         found.status = "killed"
         found.message = "the run ended without a word: it was killed, or the machine went down"
         found.hint = f"go on with: ragingest resume {job}"
-    path = manager.files(job).rejects
-    _count(found, _lines(path, checkpoint.rejects_bytes))
+    path = manager.rejects_of(checkpoint)
+    _count(found, reject_lines(path, checkpoint.rejects_bytes))
     if found.groups:
         found.rejects = str(path)
     else:
@@ -202,20 +202,6 @@ def _group_for(groups: dict[tuple[str, str, str], Group], reject: _Line) -> Grou
     if key not in groups:
         groups[key] = Group(stage=key[0], error=key[1], pattern=key[2], advice=advice_for(key[1]), examples=[])
     return groups[key]
-
-
-def _lines(path: Path, length: int) -> Iterator[bytes]:
-    """Those lines that the checkpoint vouches for: a running job may have written more."""
-    try:
-        with open_state(path) as file:
-            while (rest := length - file.tell()) > 0 and (line := file.readline(rest)):
-                yield line
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise TerminalError(
-            f"the rejects file {path} cannot be read: {error.strerror}", "check its permissions"
-        ) from None
 
 
 def _cut(text: str, characters: int) -> str:

@@ -9,9 +9,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
+from ragingest.checkpoint.files import read_state
 from ragingest.checkpoint.journal import boot_identity, now
 from ragingest.checkpoint.ledger import Ledger, LedgerRow
-from ragingest.checkpoint.manager import WAL_ENDS, CheckpointManager, read_state
+from ragingest.checkpoint.manager import WAL_ENDS, CheckpointManager
 from ragingest.checkpoint.state import Checkpoint, CheckpointError, PartState, decode
 from ragingest.documents import METADATA_DIGEST_BYTES, TEXT_DIGEST_BYTES
 from ragingest.errors import SettingsChangedError, TerminalError, UsageError

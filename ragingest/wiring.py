@@ -14,6 +14,8 @@ from filelock import FileLock
 from ragingest.checkpoint.journal import Journal, boot_identity, done_ranges, next_run, now
 from ragingest.checkpoint.ledger import Ledger, LedgerDamagedError
 from ragingest.checkpoint.manager import CheckpointManager
+from ragingest.checkpoint.ranges import RangeSet
+from ragingest.checkpoint.retry import RetryJournal
 from ragingest.checkpoint.state import Checkpoint, PartState
 from ragingest.decoding import Decoder, FieldMapping
 from ragingest.embedding import Embedding, open_embedding
@@ -24,13 +26,14 @@ from ragingest.pipeline import Pipeline, PipelineParts
 from ragingest.protocols import CollectionSpec, Source, Store
 from ragingest.resources import ResourceManager, SystemGauge
 from ragingest.retries import patiently
-from ragingest.settings import JobSettings, Layout, RunOptions, default_job_name
+from ragingest.settings import BATCHED, ErrorBudget, JobSettings, Layout, RunOptions, default_job_name
 from ragingest.sources import open_source
+from ragingest.sources.rejects import RejectedRecords, rejected_places
 from ragingest.stores import open_store
 from ragingest.stores.calls import StoreCalls
 from ragingest.version import __version__
 
-__all__ = ["JobRun", "Start", "check_abilities", "checkpoint_of", "open_job", "summarize"]
+__all__ = ["JobRun", "Retry", "Start", "check_abilities", "checkpoint_of", "open_job", "summarize"]
 
 
 @dataclass(slots=True)
@@ -49,6 +52,7 @@ class JobRun:
     pipeline: Pipeline | Passes
     resources: ResourceManager
     emit: Emit
+    journal: Journal
     stopped_by: ExitCode = ExitCode.SIGINT
 
     def stop(self, stopped_by: ExitCode = ExitCode.SIGINT) -> None:
@@ -80,13 +84,17 @@ class JobRun:
         finally:
             await self.embedding.aclose()
             self.close()
+        for source in self.sources:
+            if isinstance(source, RejectedRecords):
+                for why, count in sorted(source.left.items()):
+                    self.emit(Noticed(f"{count:,} passed over: {why}"))
         self.emit(RunFinished(summary))
         return summary
 
     def close(self) -> None:
         for source in self.sources:
             source.close()
-        for part in (self.store, self.ledger):
+        for part in (self.store, self.journal, self.ledger):
             part.close()
         self.lock.release()
 
@@ -150,6 +158,15 @@ class Start:
     """Read the whole source, even if it was only appended to since."""
     yes: bool = False
     """Remove however many documents have disappeared."""
+    retry: Retry | None = None
+    """Try only what was rejected, instead of reading the source."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Which rejected records are tried again: all, or those that `corrected`, a file, has."""
+
+    corrected: Path | None = None
 
 
 def open_job(
@@ -179,10 +196,19 @@ def open_job(
     try:
         lock = manager.lock(job)
         undo.append(lock.release)
-        source = open_source(settings)
-        undo.append(source.close)
-        before, checkpoint = _where_it_stands(manager, job, settings, options, source, start, emit)
-        resumed = before is not None and before.run == checkpoint.run
+        source: Source
+        before: Checkpoint | None
+        if start.retry is not None:
+            finished, source = _rejected(manager, job, settings, start.retry)
+            undo.append(source.close)
+            before = finished
+            checkpoint = msgspec.structs.replace(finished, settings=settings, boot=boot_identity(), retrying=True)
+            options = msgspec.structs.replace(options, delete_missing=False, max_errors=ErrorBudget(share=None))
+        else:
+            source = open_source(settings)
+            undo.append(source.close)
+            before, checkpoint = _where_it_stands(manager, job, settings, options, source, start, emit)
+        resumed = start.retry is None and before is not None and before.run == checkpoint.run
         ledger = _open_ledger(manager, job, before, start.fresh, emit)
         undo.append(ledger.close)
         if start.reembed:
@@ -190,6 +216,7 @@ def open_job(
         elif (
             before is not None
             and before.finished
+            and start.retry is None
             and not (start.full or options.delete_missing or ledger.is_empty())
         ):
             checkpoint = _behind_what_is_known(before, checkpoint, source, emit)
@@ -197,7 +224,7 @@ def open_job(
         undo.append(store.close)
         check_abilities(store, options.layout)
         embedding = open_embedding(
-            settings,
+            settings if start.retry is None else _at_once(settings),
             options,
             checkpoint.counters.books,
             manager.files(job).vectors,
@@ -221,7 +248,11 @@ def open_job(
         if before is not None:
             _check_collection(store, ledger, job, settings)
         manager.save(checkpoint)
-        journal = Journal(checkpoint, manager, ledger, source.unit)
+        if isinstance(source, RejectedRecords):
+            journal: Journal = RetryJournal(checkpoint, manager, ledger, source.claimed)
+        else:
+            journal = Journal(checkpoint, manager, ledger, source.unit)
+        undo.append(journal.close)
         resources = ResourceManager(
             embedding.concurrency,
             SystemGauge(options.max_memory, children=lambda: store.memory_bytes),
@@ -275,7 +306,9 @@ def open_job(
             source.rereads,
         )
     )
-    return JobRun(job, manager, lock, checkpoint, sources, embedding, store, ledger, passes, resources, emit)
+    return JobRun(
+        job, manager, lock, checkpoint, sources, embedding, store, ledger, passes, resources, emit, journal
+    )
 
 
 def checkpoint_of(manager: CheckpointManager, job: str, warn: Callable[[str], None]) -> Checkpoint:
@@ -290,6 +323,41 @@ def checkpoint_of(manager: CheckpointManager, job: str, warn: Callable[[str], No
     if loaded.warning:
         warn(loaded.warning)
     return loaded.checkpoint
+
+
+def _rejected(
+    manager: CheckpointManager, job: str, settings: JobSettings, retry: Retry
+) -> tuple[Checkpoint, RejectedRecords]:
+    """The checkpoint of a finished run, and its rejects as a source.
+
+    Raises:
+        UsageError: there is no such job, or it has no finished run.
+    """
+    before = checkpoint_of(manager, job, lambda _warning: None)
+    if not before.finished:
+        raise UsageError(f"the job {job} is not finished", f"finish it first: ragingest resume {job}")
+    manager.settle_rejects(before)
+    path = manager.files(job).rejects
+    if before.rejects_bytes and not path.exists():
+        raise UsageError(f"the rejects file {path} is gone", f"run the job again: ragingest resume {job}")
+    corrected = None
+    if retry.corrected is not None:
+        file = str(retry.corrected.absolute())
+        corrected = open_source(msgspec.structs.replace(settings, source=file, format="auto", json_path=None))
+    return before, RejectedRecords(
+        path,
+        before.rejects_bytes,
+        before.parts,
+        lambda: open_source(settings),
+        limit_raised=settings.max_record_bytes > before.settings.max_record_bytes,
+        corrected=corrected,
+        id_field=settings.id_field,
+    )
+
+
+def _at_once(settings: JobSettings) -> JobSettings:
+    """A batch API makes the same vectors as the one that answers at once, which a few records can afford."""
+    return msgspec.structs.replace(settings, embedder=BATCHED.get(settings.embedder, settings.embedder))
 
 
 def _where_it_stands(
@@ -310,6 +378,7 @@ def _where_it_stands(
     if loaded is None:
         manager.forget(job, ledger=False)
         return None, _first_run(job, settings, options, parts)
+    manager.settle_rejects(loaded.checkpoint)
     if loaded.warning:
         emit(Noticed(loaded.warning))
     before = msgspec.structs.replace(loaded.checkpoint, options=options)
@@ -426,10 +495,22 @@ def _open_ledger(
         manager.forget(job, ledger=True)
         ledger = Ledger(path)
         emit(Noticed("the ledger was damaged and is begun anew: leftovers of shrunk documents may stay stored"))
-    if before is not None and not before.finished and before.boot != boot_identity():
-        doubtful = ledger.distrust(before.run, done_ranges(before))
+    if before is not None and not (before.finished and not before.retrying) and before.boot != boot_identity():
+        doubtful = ledger.distrust(before.run, _confirmed(manager, before))
         emit(Noticed(f"the machine was restarted since: {doubtful:,} documents are stored again to be sure"))
     return ledger
+
+
+def _confirmed(manager: CheckpointManager, before: Checkpoint) -> list[RangeSet]:
+    """What was in the store at the last checkpoint, for each part: what is done, but for what was then on
+    the list of rejects and may have been tried again since."""
+    done = done_ranges(before)
+    if not before.retrying:
+        return done
+    listed = [RangeSet() for _ in done]
+    for part, ordinal in rejected_places(manager.rejects_of(before), before.rejects_bytes, before.parts):
+        listed[part].add(ordinal, ordinal + 1)
+    return [its.without(rejected) for its, rejected in zip(done, listed, strict=True)]
 
 
 def _first_run(job: str, settings: JobSettings, options: RunOptions, parts: list[PartState]) -> Checkpoint:

@@ -172,6 +172,9 @@ class Journal:
         self.manager.save(checkpoint)
         return checkpoint
 
+    def close(self) -> None:
+        """Nothing is written any more."""
+
 
 def next_run(before: Checkpoint, parts: list[PartState]) -> Checkpoint:
     """A new pass over the source: nothing is done, the ledger knows what is stored."""
@@ -186,6 +189,7 @@ def next_run(before: Checkpoint, parts: list[PartState]) -> Checkpoint:
         seconds=0.0,
         parts=parts,
         partial=False,
+        retrying=False,
         counters=Counters(),
         reject_kinds={},
         rejects_bytes=0,

@@ -6,21 +6,22 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence, Set
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
+from ragingest.checkpoint.files import create_state, read_state, sync_folder
 from ragingest.checkpoint.holders import Holder, holders
-from ragingest.checkpoint.state import Checkpoint, CheckpointError, decode, encode
+from ragingest.checkpoint.state import Checkpoint, CheckpointError, decode, edition_of, encode
 from ragingest.errors import JobLockedError, TerminalError, UsageError
 from ragingest.settings import check_job_name
 
-__all__ = ["CheckpointManager", "JobFiles", "Loaded", "open_state", "read_state", "write_durably"]
+__all__ = ["CheckpointManager", "JobFiles", "Loaded", "write_durably"]
 
 _STATE_FILE = re.compile(
     r"(?P<job>.+)\.(?P<end>json(\.bak)?(\.tmp)?"
     r"|(ledger|batches)\.sqlite(\.new)?(-wal|-shm|-journal)?"
-    r"|rejects\.jsonl(\.tmp)?"
+    r"|rejects\.jsonl(\.\d+)?(\.tmp)?"
     r"|vectors\.[0-9a-f]{16}(\.damaged\d*)?"
     r"|lock)"
 ).fullmatch
@@ -232,11 +233,32 @@ class CheckpointManager:
     def forget(self, job: str, *, ledger: bool) -> None:
         """Drop the checkpoint and rejects of a job, and with `ledger` what it knows of documents."""
         files = self.files(job)
-        doomed = [files.checkpoint, files.backup, files.rejects]
+        doomed = [files.checkpoint, files.backup, files.rejects, *self._editions(job)]
         if ledger:
             doomed += [files.ledger, *(files.ledger.with_name(files.ledger.name + end) for end in WAL_ENDS)]
         for path in doomed:
             path.unlink(missing_ok=True)
+
+    def rejects_of(self, checkpoint: Checkpoint) -> Path:
+        """The rejects file that belongs to a checkpoint: after a crash, the edition beside the usual one."""
+        path = self.files(checkpoint.job).rejects
+        edition = edition_of(path, checkpoint.rejects_edition)
+        return edition if edition.exists() else path
+
+    def settle_rejects(self, checkpoint: Checkpoint) -> None:
+        """After a crash: the edition that belongs to the checkpoint takes its place, others go. Under the lock."""
+        path = self.files(checkpoint.job).rejects
+        try:
+            if (current := self.rejects_of(checkpoint)) != path:
+                current.replace(path)
+            for edition in self._editions(checkpoint.job):
+                edition.unlink(missing_ok=True)
+        except OSError as error:
+            raise _unwritable(self.folder, error) from None
+
+    def _editions(self, job: str) -> list[Path]:
+        name = f"{job}.rejects.jsonl."
+        return [path for path in self._entries(self.folder, _STATE_FILE, job) if path.name.startswith(name)]
 
     def remove(self, job: str) -> None:
         """Delete everything of a job that the caller has locked; the checkpoint goes first, so that the
@@ -250,21 +272,6 @@ class CheckpointManager:
                 path.unlink(missing_ok=True)
         except OSError as error:
             raise _unwritable(self.folder, error) from None
-
-
-def open_state(path: Path) -> BinaryIO:
-    """Open a state file to read it; never through a symbolic link.
-
-    Raises:
-        OSError: it is missing, a link, or cannot be read.
-    """
-    return os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
-
-
-def read_state(path: Path) -> bytes:
-    """All of a state file, as `open_state` opens it."""
-    with open_state(path) as file:
-        return file.read()
 
 
 def _refuse_link(path: Path) -> None:
@@ -283,10 +290,8 @@ def write_durably(path: Path, data: bytes, backup: Path | None = None) -> None:
     link, so there is no moment without `path`).
     """
     temporary = path.with_name(path.name + ".tmp")
-    temporary.unlink(missing_ok=True)
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with create_state(temporary) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -299,11 +304,7 @@ def write_durably(path: Path, data: bytes, backup: Path | None = None) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)
 
 
 def _unwritable(folder: Path, error: OSError) -> TerminalError:

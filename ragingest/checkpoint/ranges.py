@@ -40,6 +40,18 @@ class RangeSet:
         self._starts[first:last] = [start]
         self._ends[first:last] = [end]
 
+    def without(self, other: RangeSet) -> RangeSet:
+        """The integers of this set that are not in `other`."""
+        left = RangeSet()
+        for start, end in self:
+            for index in range(bisect_right(other._ends, start), len(other._starts)):
+                if other._starts[index] >= end:
+                    break
+                left.add(start, max(start, other._starts[index]))
+                start = other._ends[index]
+            left.add(start, max(start, end))
+        return left
+
     def __contains__(self, value: int) -> bool:
         index = bisect_right(self._starts, value) - 1
         return index >= 0 and value < self._ends[index]

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from ragingest.checkpoint.files import sync_folder
 from ragingest.documents import TEXT_DIGEST_BYTES
 
 __all__ = ["RecordFile", "Vector"]
@@ -184,11 +185,7 @@ class RecordFile:
     def sync(self) -> None:
         os.fsync(self._handle)
         if not self._folder_synced:
-            folder = os.open(self.path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            sync_folder(self.path.parent)
             self._folder_synced = True
 
     def close(self) -> None:

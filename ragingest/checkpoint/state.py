@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -12,7 +13,7 @@ from ragingest.events import Counters
 from ragingest.protocols import PartInfo
 from ragingest.settings import JobSettings, RunOptions
 
-__all__ = ["FORMAT", "Checkpoint", "CheckpointError", "PartState", "Status", "decode", "encode"]
+__all__ = ["FORMAT", "Checkpoint", "CheckpointError", "PartState", "Status", "decode", "edition_of", "encode"]
 
 FORMAT = 1
 
@@ -75,6 +76,10 @@ class Checkpoint(msgspec.Struct, kw_only=True):
     reject_kinds: dict[str, int] = {}
     rejects_bytes: int = 0
     """Length of the rejects file that belongs to this checkpoint; what lies behind it is redone."""
+    rejects_edition: int = 0
+    """How often retries have rewritten the rejects file."""
+    retrying: bool = False
+    """Rejects of this finished run are being tried again, or were when the process died."""
     message: str = ""
     hint: str = ""
     """What ended the run, if it failed, and what to do about it."""
@@ -84,6 +89,11 @@ class Checkpoint(msgspec.Struct, kw_only=True):
     @property
     def finished(self) -> bool:
         return self.status == "completed"
+
+
+def edition_of(rejects: Path, edition: int) -> Path:
+    """A rewritten rejects file, until a checkpoint tells of it and it takes the place of `rejects`."""
+    return rejects.with_name(f"{rejects.name}.{edition}")
 
 
 _decoder = msgspec.json.Decoder(Checkpoint)

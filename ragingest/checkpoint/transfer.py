@@ -21,8 +21,9 @@ from typing import BinaryIO, NamedTuple
 
 import msgspec
 
+from ragingest.checkpoint.files import create_state, open_state
 from ragingest.checkpoint.journal import now
-from ragingest.checkpoint.manager import CheckpointManager, open_state
+from ragingest.checkpoint.manager import CheckpointManager
 from ragingest.checkpoint.state import Checkpoint, CheckpointError, PartState, decode, encode
 from ragingest.errors import RagingestError, TerminalError, UsageError
 from ragingest.settings import check_job_name
@@ -87,6 +88,7 @@ def export_job(manager: CheckpointManager, job: str, target: Path) -> Manifest:
         raise manager.unknown(job)
     with manager.lock(job):
         loaded = manager.load(job) or loaded
+        manager.settle_rejects(loaded.checkpoint)
         try:
             with tempfile.TemporaryDirectory(prefix=".export-", dir=target.absolute().parent) as folder:
                 pieces = list(_pieces(manager, loaded.checkpoint, Path(folder)))
@@ -136,8 +138,7 @@ def _write(path: Path, job: str, pieces: list[_Piece]) -> Manifest:
             members.append(Member(piece.name, piece.size, _digest(file, piece.size)))
     manifest = Manifest(ragingest=__version__, job=job, exported=now(), files=members)
     told = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "wb") as file:
+    with create_state(path) as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
             for piece in (_Piece(MANIFEST, None, told, len(told)), *pieces):
                 entry = tarfile.TarInfo(piece.name)
@@ -238,9 +239,8 @@ def _unpack(tar: tarfile.TarFile, manifest: Manifest, folder: Path) -> list[Path
         if member is None or member.name != told.name or not _plain(member) or member.size != told.size:
             raise tarfile.TarError(f"{told.name} is not what the manifest says")
         path = folder / told.name
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         digest = hashlib.blake2b(digest_size=32)
-        with os.fdopen(handle, "wb") as file:
+        with create_state(path) as file:
             content = _content(tar, member)
             while data := content.read(PIECE):
                 digest.update(data)

@@ -18,6 +18,7 @@ from ragingest.cli.jobs import jobs
 from ragingest.cli.options import EXIT_CODES
 from ragingest.cli.plan import plan
 from ragingest.cli.resume import resume
+from ragingest.cli.retry import retry
 from ragingest.cli.run import run
 from ragingest.cli.search import search
 from ragingest.cli.stats import stats
@@ -42,6 +43,7 @@ app.command(epilog=EXIT_CODES)(resume)
 app.command()(plan)
 app.command()(stats)
 app.command()(failures)
+app.command(epilog=EXIT_CODES)(retry)
 app.add_typer(jobs)
 app.command()(search)
 app.command(epilog=EXIT_CODES)(verify)

@@ -219,7 +219,7 @@ def _paused(event: Paused) -> str:
 # -- results -----------------------------------------------------------------------------------------
 
 
-def show_summary(summary: Summary, *, as_json: bool, checkpoint_dir: Path) -> None:
+def show_summary(summary: Summary, *, as_json: bool, checkpoint_dir: Path, command: str = "resume") -> None:
     """What the run did: on stdout; and on stderr what went wrong and the command that goes on from there."""
     if as_json:
         write_json(_summary_fields(summary))
@@ -259,7 +259,7 @@ def show_summary(summary: Summary, *, as_json: bool, checkpoint_dir: Path) -> No
         err.print(f"ragingest: {summary.source} holds no record; check the path, --format and --json-path")
     if summary.status in ("interrupted", "failed", "waiting"):
         folder = "" if checkpoint_dir == Path("checkpoints") else f" --checkpoint-dir {checkpoint_dir}"
-        err.print(f"  go on with: ragingest resume {summary.job}{folder}")
+        err.print(f"  go on with: ragingest {command} {summary.job}{folder}")
 
 
 def _summary_fields(summary: Summary) -> dict[str, Any]:

@@ -39,13 +39,20 @@ class Supervised(Protocol):
     async def run(self) -> Summary: ...
 
 
-def run_to_exit(start: Callable[[Emit], Supervised], *, quiet: bool, as_json: bool, checkpoint_dir: Path) -> None:
-    """Open the job, run it, show what it did, exit with its code."""
+def run_to_exit(
+    start: Callable[[Emit], Supervised],
+    *,
+    quiet: bool,
+    as_json: bool,
+    checkpoint_dir: Path,
+    command: str = "resume",
+) -> None:
+    """Open the job, run it, show what it did and the command that goes on, exit with its code."""
     sys.setswitchinterval(SWITCH_SECONDS)
     with display.progress(quiet=quiet) as emit:
         job = start(emit)
         summary = asyncio.run(_supervised(job, emit))
-    display.show_summary(summary, as_json=as_json, checkpoint_dir=checkpoint_dir)
+    display.show_summary(summary, as_json=as_json, checkpoint_dir=checkpoint_dir, command=command)
     raise typer.Exit(summary.exit_code)
 
 

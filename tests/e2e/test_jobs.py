@@ -72,6 +72,48 @@ def test_a_report_that_cannot_be_written_is_one_message(dirty: Command) -> None:
     assert "missing/alert.html cannot be written" in result.err
 
 
+# -- retry -------------------------------------------------------------------------------------------
+
+
+def test_a_retry_of_mended_records_takes_them_off_the_list_and_tells_the_rest(dirty: Command) -> None:
+    mended = [{"id": "dirty-no-text", "text": "now with text"}, {"id": "dirty-number-text", "text": 7}, {"id": "x"}]
+    path = dirty.write("mended.jsonl", mended)
+    before = dirty.rejects("d")
+    result = dirty("retry", "d", "--from", path, "--json", code=1)
+    assert result.counters["rejected"] == len(before) - 1
+    assert (result.document["status"], result.document["run"]) == ("completed", 1)
+    assert "1 passed over" in result.err
+    left = {reject["position"]["line"]: reject for reject in dirty.rejects("d")}
+    assert len(left) == len(before) - 1
+    again = next(reject for reject in left.values() if reject["id"] == "dirty-number-text")
+    assert json.loads(again["record"]) == mended[1]
+    assert sum(dirty.checkpoint("d")["reject_kinds"].values()) == len(left)
+    archived = sorted((dirty.folder / "checkpoints" / "completed").iterdir())
+    assert json.loads(archived[-1].read_bytes())["counters"]["rejected"] == len(left)
+
+
+def test_a_retry_after_an_outage_needs_no_file_and_empties_the_list(ragingest: Command) -> None:
+    big = {"id": "big", "text": "x" * 3000}
+    source = ragingest.write("corpus.jsonl", [{"id": "a", "text": "a"}, big, {"id": "b", "text": "b"}])
+    ragingest("run", source, "--job", "j", "--max-record-bytes", "2000B", *NO_WORK, code=1)
+    assert ragingest("retry", "j", "--json", code=1).counters["rejected"] == 1
+    counters = ragingest("retry", "j", "--max-record-bytes", "1MB", "--json").counters
+    assert (counters["read"], counters["stored"], counters["rejected"]) == (3, 3, 0)
+    assert ragingest.rejects("j") == []
+    assert ragingest("failures").out == "nothing went wrong\n"
+    assert ragingest("retry", "j", "--json").counters == counters
+
+
+def test_only_a_finished_job_with_its_list_can_be_retried(ragingest: Command) -> None:
+    source = ragingest.write("bad.jsonl", [{"id": str(n)} for n in range(200)])
+    ragingest("run", source, "--job", "j", *NO_WORK, code=3)
+    assert "ragingest resume j" in ragingest("retry", "j", code=2).err
+    ragingest("resume", "j", "--max-errors", "100%", code=1)
+    (ragingest.folder / "checkpoints" / "j.rejects.jsonl").unlink()
+    assert "is gone" in ragingest("retry", "j", code=2).err
+    assert "there is no file" in ragingest("retry", "j", "--from", "missing.jsonl", code=2).err
+
+
 # -- list, rm, unlock --------------------------------------------------------------------------------
 
 

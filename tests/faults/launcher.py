@@ -27,7 +27,7 @@ from ragingest.checkpoint.batches import BatchStates
 from ragingest.checkpoint.journal import Journal
 from ragingest.checkpoint.ledger import Ledger
 from ragingest.checkpoint.manager import CheckpointManager
-from ragingest.checkpoint.rejects import RejectsFile
+from ragingest.checkpoint.rejects import RejectsEdition, RejectsFile
 from ragingest.checkpoint.vectors import PaidVectors
 from ragingest.cli import main
 from ragingest.embedders.null import NullEmbedder
@@ -49,6 +49,7 @@ OWNERS: dict[str, Any] = {
     "PgvectorStore": "ragingest.stores.pgvector:PgvectorStore",
     "PineconeStore": "ragingest.stores.pinecone:PineconeStore",
     "QdrantStore": "ragingest.stores.qdrant:QdrantStore",
+    "RejectsEdition": RejectsEdition,
     "RejectsFile": RejectsFile,
     "Store": EdgeProcess,
     "write_durably": ragingest.checkpoint.manager,

@@ -92,3 +92,11 @@ def test_what_is_no_range_is_refused(start: int, end: int) -> None:
 
 def test_a_range_set_is_equal_to_nothing_else() -> None:
     assert RangeSet([(0, 1)]) != [[0, 1]]
+
+
+@given(ranges, ranges)
+def test_what_is_left_without_another_set_is_what_plain_sets_leave(
+    first: list[tuple[int, int]], second: list[tuple[int, int]]
+) -> None:
+    left = RangeSet(first).without(RangeSet(second))
+    assert naive(list(left)) == naive(first) - naive(second)

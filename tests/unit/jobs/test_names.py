@@ -17,6 +17,7 @@ COMMANDS = [
     ("failures",),
     ("stats",),
     ("resume",),
+    ("retry",),
     ("jobs", "rm", "--yes"),
     ("jobs", "unlock"),
     ("jobs", "repair"),
