@@ -17,6 +17,7 @@ from uuid import UUID
 import psycopg
 from pgvector.psycopg import register_vector
 from psycopg.types.json import Jsonb
+from qdrant_client import QdrantClient, models
 
 from benchmarks.measure import median, report, scratch
 from ragingest.batching import PointPacker
@@ -26,6 +27,7 @@ from ragingest.settings import StoreSettings
 from ragingest.stores import open_store
 from tests.loading import Load
 from tests.servers.postgres import PostgresServer
+from tests.servers.qdrant_server import QdrantProcess
 
 ROUNDS = 5
 
@@ -115,11 +117,97 @@ def pgvector(_folder: Path, what: Load) -> dict[str, Any]:
             "pgvector-python, COPY by write_row, no upsert": documented_copy(server.url()),
             "pgvector-python, INSERT by executemany": documented_insert(server.url()),
         }
-        taken: dict[str, list[float]] = {name: [] for name in ways}
-        for _ in range(ROUNDS):
-            for name, way in ways.items():
-                taken[name].append(cpu_of(way, what))
+        figures = compared(ways, what)
         store.close()
+    return figures
+
+
+def client_of(server: QdrantProcess, protocol: str) -> QdrantClient:
+    if protocol == "rest":
+        return QdrantClient(url=server.url, check_compatibility=False, timeout=60)
+    port = int(server.grpc_url.rsplit(":", 1)[1])
+    return QdrantClient(
+        host="127.0.0.1", grpc_port=port, prefer_grpc=True, check_compatibility=False, timeout=60, https=False
+    )
+
+
+def payload_of(batch: EmbeddedBatch) -> Iterator[dict[str, Any]]:
+    for chunk in batch.chunks:
+        of = chunk.document
+        yield {
+            "id": of.id,
+            "chunk": chunk.number,
+            "chunks": of.chunks,
+            "text": chunk.text,
+            "digest": of.digest.hex(),
+            "metadata": of.metadata,
+        }
+
+
+def ids_of(batch: EmbeddedBatch) -> list[str]:
+    return [point_id(chunk.document.id, chunk.number) for chunk in batch.chunks]
+
+
+def documented_points(client: QdrantClient) -> Way:
+    """The tutorial on bulk upload: `upload_points` of PointStruct."""
+
+    def write(batch: EmbeddedBatch) -> None:
+        points = [
+            models.PointStruct(id=id_, vector=vector, payload=payload)
+            for id_, vector, payload in zip(ids_of(batch), batch.dense.tolist(), payload_of(batch), strict=True)
+        ]
+        client.upload_points("documents", points, batch_size=256, wait=True)
+
+    return write
+
+
+def documented_collection(client: QdrantClient) -> Way:
+    """The client's README: `upload_collection`, which takes the array."""
+
+    def write(batch: EmbeddedBatch) -> None:
+        client.upload_collection(
+            "documents", batch.dense, list(payload_of(batch)), ids_of(batch), batch_size=256, wait=True
+        )
+
+    return write
+
+
+def documented_upsert(client: QdrantClient) -> Way:
+    """The quickstart: `upsert` of PointStruct."""
+
+    def write(batch: EmbeddedBatch) -> None:
+        points = [
+            models.PointStruct(id=id_, vector=vector, payload=payload)
+            for id_, vector, payload in zip(ids_of(batch), batch.dense.tolist(), payload_of(batch), strict=True)
+        ]
+        client.upsert("documents", points, wait=True)
+
+    return write
+
+
+def qdrant(protocol: str, what: Load) -> dict[str, Any]:
+    with QdrantProcess() as server:
+        url = server.url if protocol == "rest" else server.grpc_url
+        store = open_store(StoreSettings(store="qdrant", url=url))
+        store.prepare(what.spec)
+        client = client_of(server, protocol)
+        ways = {
+            "ragingest": ours(store),
+            "qdrant-client, upsert of PointStruct": documented_upsert(client),
+            "qdrant-client, upload_points": documented_points(client),
+            "qdrant-client, upload_collection of an array": documented_collection(client),
+        }
+        figures = compared(ways, what)
+        client.close()
+        store.close()
+    return figures
+
+
+def compared(ways: dict[str, Way], what: Load) -> dict[str, Any]:
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(ROUNDS):
+        for name, way in ways.items():
+            taken[name].append(cpu_of(way, what))
     own = min(taken["ragingest"])
     return {
         **{f"CPU ms for 1,000 points, {name}": median(values) for name, values in taken.items()},
@@ -129,7 +217,11 @@ def pgvector(_folder: Path, what: Load) -> dict[str, Any]:
     }
 
 
-STORES = {"pgvector": pgvector}
+STORES: dict[str, Callable[[Path, Load], dict[str, Any]]] = {
+    "pgvector": pgvector,
+    "qdrant-rest": lambda _folder, what: qdrant("rest", what),
+    "qdrant-grpc": lambda _folder, what: qdrant("grpc", what),
+}
 
 
 def main() -> None:

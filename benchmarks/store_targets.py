@@ -11,8 +11,10 @@ from typing import NamedTuple
 from ragingest.protocols import Store
 from ragingest.settings import StoreSettings
 from ragingest.stores import open_store
+from tests.servers.faults import rate_limited, reset_after, reset_before, status
 from tests.servers.postgres import PostgresServer
 from tests.servers.postgres_line import FaultyLine, LineFault
+from tests.servers.qdrant_server import QdrantProcess
 
 __all__ = ["TARGETS", "Target"]
 
@@ -37,12 +39,31 @@ def _pgvector(_folder: Path) -> Iterator[Target]:
 
 
 @contextmanager
+def _qdrant(protocol: str, _folder: Path) -> Iterator[Target]:
+    kinds = [rate_limited(0.01), rate_limited(), status(500), status(503), reset_before(), reset_after()]
+    odds = [(0.05, fault) for fault in kinds]
+    with QdrantProcess() as server:
+        url = server.url if protocol == "rest" else server.grpc_url
+
+        def store(faulty: bool) -> Store:
+            server.control(odds=odds if faulty else [], seed=1)
+            return open_store(StoreSettings(store="qdrant", url=url))
+
+        yield Target(
+            store,
+            "429 with Retry-After and without, 500, 503, a reset before the write and one after it, 1 in 20 each",
+        )
+
+
+@contextmanager
 def _files(name: str, folder: Path) -> Iterator[Target]:
     yield Target(lambda _faulty: open_store(StoreSettings(store=name, store_path=str(folder))), "none")
 
 
 TARGETS: dict[str, Callable[[Path], AbstractContextManager[Target]]] = {
     "pgvector": _pgvector,
+    "qdrant-rest": lambda folder: _qdrant("rest", folder),
+    "qdrant-grpc": lambda folder: _qdrant("grpc", folder),
     "jsonl": lambda folder: _files("jsonl", folder),
     "parquet": lambda folder: _files("parquet", folder),
 }

@@ -105,6 +105,16 @@ REJECT_KINDS = {
         "the store's server refuses the point by itself, not only its batch; the message is the server's",
         "see the message",
     ),
+    "integer_too_large": RejectKind(
+        "upsert",
+        "an integer in the metadata over 2^63 - 1, which Qdrant's gRPC cannot carry",
+        "load over `http://`, or write it as a string",
+    ),
+    "too_large_for_store": RejectKind(
+        "upsert",
+        "the point by itself is over what the store takes in one request",
+        "make `--chunk-size` smaller, or keep less beside the vector: `--metadata-keys`, `--drop-text`",
+    ),
     "payload": RejectKind(
         "upsert", "the store cannot keep the document as it is", "see the message; report it with the record"
     ),

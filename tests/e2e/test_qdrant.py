@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from qdrant_client import models
 
 import ragingest as library
 from ragingest import JobSettings, RunOptions
-from ragingest.documents import Chunk, EmbeddedBatch, point_id
-from ragingest.embedders.null import NullEmbedder
-from ragingest.stores.qdrant import QdrantStore
-from tests.servers import faults
+from ragingest.documents import point_id
 from tests.servers.qdrant_server import QdrantConfig, QdrantServer
 
 from .command import HANDBOOK, Command
@@ -109,45 +105,6 @@ def test_what_ends_a_run_says_what_to_do(ragingest: Command, server: QdrantServe
         assert "wrong-key" not in said
     files = [file for file in (ragingest.folder / "checkpoints").rglob("*") if file.is_file()]
     assert not any(b"wrong-key" in file.read_bytes() for file in files)
-
-
-def random_vectors(self: NullEmbedder, chunks: Sequence[Chunk]) -> EmbeddedBatch:
-    seeds = np.random.default_rng(len(chunks))
-    return EmbeddedBatch(list(chunks), seeds.standard_normal((len(chunks), self.dimensions)).astype(np.float32))
-
-
-def test_under_heavy_failure_nothing_is_lost_or_twice_and_requests_are_full(
-    ragingest: Command, server: QdrantServer, url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(NullEmbedder, "embed", random_vectors)
-    ids = [f"doc-{n}" for n in range(3000)]
-    source = ragingest.write("big.jsonl", [{"id": i, "text": i, "metadata": {"pad": "x" * 2000}} for i in ids])
-    kinds = (
-        faults.rate_limited(retry_after=0.01),
-        faults.rate_limited(),
-        faults.status(500),
-        faults.status(503),
-        faults.reset_before(),
-        faults.reset_after(),
-    )
-    server.script(faults.odds([(0.05, fault) for fault in kinds], seed=5))
-    before = server.books
-    summary = load(source, url, ragingest.folder)
-    assert (summary.status, summary.counters.stored) == ("completed", 3000)
-    assert summary.counters.upserts_failed > 0
-    after = server.books
-    assert after.refused_for_size == before.refused_for_size
-    applied = after.upserts[len(before.upserts) :]
-    assert all(size <= 32 * 2**20 for _, size in applied)
-    # Points are what binds here: 256 a request.
-    assert sorted(points for points, _ in applied)[-11:] == [256] * 11
-    assert sum(points for points, _ in applied) / len(applied) >= 0.9 * 256
-    assert count(server) == 3000
-    store = QdrantStore(url, "handbook", timeout=30)
-    store.open()
-    found = store.fetch([(i, 0) for i in ids])
-    store.close()
-    assert {point.id for point in found} == set(ids)
 
 
 def test_smaller_limits_than_were_thought_cost_no_record(ragingest: Command, url: str) -> None:

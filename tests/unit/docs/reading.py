@@ -12,6 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
+from ragingest import errors
+
 ROOT = Path(__file__).parents[3]
 PACKAGE = ROOT / "ragingest"
 
@@ -92,12 +94,13 @@ def literals() -> set[str]:
 
 def reject_kinds() -> set[str]:
     """The kinds that the package gives to `RejectedError(...)` and `Fault(...)`."""
-    return {
-        _text(kind)
+    given = [
+        node.args[0]
         for node in _nodes()
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Name)
         and node.func.id in ("RejectedError", "Fault")
         and node.args
-        and isinstance(kind := node.args[0], ast.Constant)
-    }
+    ]
+    named = {errors.TOO_LARGE for kind in given if isinstance(kind, ast.Name) and kind.id == "TOO_LARGE"}
+    return {_text(kind) for kind in given if isinstance(kind, ast.Constant)} | named
