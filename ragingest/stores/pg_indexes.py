@@ -23,7 +23,7 @@ ITERATIVE_SINCE = (0, 8)
 NAME_BYTES = 63
 POLL_SECONDS = 0.5
 
-_TYPE = re.compile(r":(keyword|integer|float|bool|datetime|uuid|text)$")
+_TYPE = re.compile(r":(keyword|integer|float|bool|datetime|uuid|text|geo)$")
 _VERSION = "SELECT extversion FROM pg_extension WHERE extname = 'vector'"
 _THERE = """
 SELECT i.relname, m.amname, x.indisvalid

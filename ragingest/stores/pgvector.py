@@ -164,6 +164,8 @@ class PgvectorStore:
         self._layout = layout
 
     def describe(self, spec: CollectionSpec) -> None:
+        if spec == self._spec:  # only the table's owner may change its comment
+            return
         with self._connections.session() as session, session.connection.transaction():
             self._say(session.connection, spec)
         self._spec = spec

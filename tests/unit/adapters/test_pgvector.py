@@ -237,6 +237,23 @@ def test_one_who_may_only_read_can_search(
         reader.delete([("d3", 0)])
 
 
+def test_one_who_does_not_own_the_table_can_load_it(
+    store: PgvectorStore, opened: Open, postgres: PostgresServer, schema: str
+) -> None:
+    store.finish()
+    postgres.execute("CREATE ROLE loader LOGIN")
+    postgres.execute(f"GRANT USAGE ON SCHEMA {schema} TO loader")
+    postgres.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {schema}.docs TO loader")
+    loader = opened(url=postgres.url(user="loader"))
+    loader.prepare(SPEC)
+    loader.describe(SPEC)
+    loader.upsert(some(20))
+    loader.finish()
+    assert loader.count() == 20
+    with pytest.raises(TerminalError, match="owner"):
+        loader.describe(CollectionSpec(DIMENSIONS, False, "another", "model"))
+
+
 # -- the address -----------------------------------------------------------------------------------
 
 
