@@ -22,7 +22,7 @@ from ragingest.events import Emit, Noticed
 from ragingest.models import DEFAULT_MODELS, ModelFacts, facts_of
 from ragingest.passes import Later
 from ragingest.pipeline import Embed, Packer, Split
-from ragingest.protocols import Embedder, Query
+from ragingest.protocols import Embedder, Query, StoredPoint
 from ragingest.settings import BATCHED, JobSettings, RunOptions
 from ragingest.tokens import RequestPacker, TokenEstimator, exact_counter, measure
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from ragingest.embedders.remote import RemoteLimits
 
 __all__ = ["Embedding", "embed_query", "open_embedding"]
+
+Fetch = Callable[[Sequence[tuple[str, int]]], list[StoredPoint]]
 
 PROBE = "dimensions"
 SEARCH_TIMEOUT = 60.0
@@ -76,6 +78,7 @@ def open_embedding(
     run: int,
     begun: bool,
     sparse: bool = True,
+    fetch: Fetch | None = None,
 ) -> Embedding:
     """The embedder of a job, ready to be used.
 
@@ -86,6 +89,7 @@ def open_embedding(
         books: is counted into.
         vectors: where paid vectors are kept until they are stored; the name of their files begins with it.
             Those that are kept for other jobs go into the same folder.
+        fetch: reads what the store has, as `Store.fetch`; None if it keeps nothing.
 
     Raises:
         UsageError: there is no such embedder, or a package or a key is missing.
@@ -96,7 +100,7 @@ def open_embedding(
     if batches.exists():
         emit(Noticed("this run does not wait for the batches that are under way: their texts are bought again"))
     if settings.embedder in APIS:
-        return _remote(settings, options, books, vectors, emit, sparse=sparse)
+        return _remote(settings, options, books, vectors, emit, sparse=sparse, run=run, begun=begun, fetch=fetch)
     return _local(settings, options, emit, sparse=sparse)
 
 
@@ -172,9 +176,19 @@ def _local(settings: JobSettings, options: RunOptions, emit: Emit, *, sparse: bo
 
 
 def _remote(
-    settings: JobSettings, options: RunOptions, books: Books, vectors: Path, emit: Emit, *, sparse: bool
+    settings: JobSettings,
+    options: RunOptions,
+    books: Books,
+    vectors: Path,
+    emit: Emit,
+    *,
+    sparse: bool,
+    run: int,
+    begun: bool,
+    fetch: Fetch | None,
 ) -> Embedding:
     # Here, because a run that computes its vectors itself does not need it.
+    from ragingest.checkpoint.known import KnownTexts, StoredTexts
     from ragingest.embedders.remote import RemoteCalls
 
     name = settings.embedder
@@ -186,6 +200,12 @@ def _remote(
     estimator = TokenEstimator.for_limits(facts.max_request_tokens, facts.special_tokens)
     count = exact_counter(model)
     kept = _paid_vectors(settings, options, facts, dimensions, vectors, emit)
+    stored = None
+    if fetch is not None and not options.keep_embeddings:
+        known = KnownTexts(
+            kept.path.with_name(f"{kept.path.name}.known"), f"{kept.model}\0{dimensions}\0{run}", anew=not begun
+        )
+        stored = StoredTexts(known, fetch)
     calls = RemoteCalls(
         api,
         dimensions,
@@ -194,6 +214,7 @@ def _remote(
         estimator,
         max_request_tokens=facts.max_request_tokens,
         kept=kept,
+        stored=stored,
         sparse=BM25().encode if sparse else None,
         on_change=lambda opened: emit(
             Noticed(f"{api.name} {'fails: waiting for it' if opened else 'answers again'}")
@@ -207,6 +228,8 @@ def _remote(
 
     async def aclose() -> None:
         await calls.close()
+        if stored is not None:
+            stored.close()
         kept.close()
 
     split: Split = whole
@@ -354,12 +377,18 @@ def _paid_vectors(
 ) -> PaidVectors:
     from ragingest.checkpoint.vectors import PaidVectors
 
-    # A cache is for all jobs of the folder.
-    path = vectors.with_name(CACHE) if options.keep_embeddings else vectors
     model = " ".join(filter(None, (settings.vectors_of, settings.base_url, facts.name)))
-    kept = PaidVectors(path, model, dimensions, options.keep_embeddings)
-    if kept.warning:
-        emit(Noticed(kept.warning))
+    kept = PaidVectors(vectors, model, dimensions, keep=False)
+    warnings = [kept.warning]
+    if options.keep_embeddings:
+        # For all jobs of the folder.
+        cache = PaidVectors(vectors.with_name(CACHE), model, dimensions, keep=True)
+        warnings.append(cache.warning)
+        kept.move_to(cache)
+        kept.close()
+        kept = cache
+    for warning in filter(None, warnings):
+        emit(Noticed(warning))
     return kept
 
 

@@ -109,7 +109,8 @@ class TransientError(Exception):
     """The call failed in a way that a later try may not.
 
     `retry_after` in seconds, if the server said; `throttled` if it asked for fewer calls (429, 503);
-    `news` what the answer said of the server's budgets (`protocols.RateNews`).
+    `news` what the answer said of the server's budgets (`protocols.RateNews`); `tokens` what it counted
+    for an answer that is of no use.
     """
 
     def __init__(
@@ -119,11 +120,13 @@ class TransientError(Exception):
         *,
         throttled: bool = False,
         news: tuple[float | None, ...] | None = None,
+        tokens: int = 0,
     ) -> None:
         super().__init__(message)
         self.retry_after = retry_after
         self.throttled = throttled
         self.news = news
+        self.tokens = tokens
 
 
 TOO_LARGE = "too_large_for_store"

@@ -66,9 +66,11 @@ class JobRun:
 
     async def run(self) -> Summary:
         """Run to the end, to the first failure or to a stop; what ended it stands in the summary."""
+        finished = False
         try:
             outcome = await self.pipeline.run()
-            if outcome.checkpoint.finished:
+            finished = outcome.checkpoint.finished
+            if finished:
                 self.manager.archive(outcome.checkpoint)
             summary = summarize(
                 self.manager,
@@ -83,6 +85,8 @@ class JobRun:
             )
         finally:
             await self.embedding.aclose()
+            if finished:
+                self.manager.forget_vectors(self.job)
             self.close()
         for source in self.sources:
             if isinstance(source, RejectedRecords):
@@ -233,6 +237,7 @@ def open_job(
             run=checkpoint.run,
             begun=checkpoint.attempts > 1,
             sparse=store.abilities.sparse,
+            fetch=None if store.forgets else store.fetch,
         )
         undo.append(lambda: asyncio.run(embedding.aclose()))
         spec = CollectionSpec(

@@ -22,9 +22,10 @@ _STATE_FILE = re.compile(
     r"(?P<job>.+)\.(?P<end>json(\.bak)?(\.tmp)?"
     r"|(ledger|batches)\.sqlite(\.new)?(-wal|-shm|-journal)?"
     r"|rejects\.jsonl(\.\d+)?(\.tmp)?"
-    r"|vectors\.[0-9a-f]{16}(\.damaged\d*)?"
+    r"|vectors\.[0-9a-f]{16}(\.damaged\d*|\.known(\.ids)?)?"
     r"|lock)"
 ).fullmatch
+_VECTORS = re.compile(r"(?P<job>.+)\.vectors\.[0-9a-f]{16}(\.known(\.ids)?)?").fullmatch
 _ARCHIVED = re.compile(r"(?P<job>.+)_(?P<time>[0-9T]+)_(?P<run>\d+)\.json").fullmatch
 
 WAL_ENDS = ("-wal", "-shm")
@@ -229,6 +230,11 @@ class CheckpointManager:
             f"there is no job {job} in {self.folder}",
             f"start it with ragingest run, or give --checkpoint-dir (jobs there: {known})",
         )
+
+    def forget_vectors(self, job: str) -> None:
+        """Drop what a run has kept until the store had it, once that has all; files set aside as damaged stay."""
+        for path in self._entries(self.folder, _VECTORS, job):
+            path.unlink(missing_ok=True)
 
     def forget(self, job: str, *, ledger: bool) -> None:
         """Drop the checkpoint and rejects of a job, and with `ledger` what it knows of documents."""

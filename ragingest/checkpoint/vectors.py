@@ -26,6 +26,8 @@ from itertools import count
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+import numpy as np
+
 from ragingest.checkpoint.records import RecordFile, Vector
 from ragingest.documents import TEXT_DIGEST_BYTES
 from ragingest.errors import TerminalError
@@ -37,6 +39,7 @@ T = TypeVar("T")
 SLACK_BYTES = 16 << 20  # room that a spool may keep for nothing
 SPREAD = 4  # slots a pending record, beyond which a spool is made compact
 
+MOVED = 500  # vectors at a time, from one file to another
 LOOKUP = 500  # digests in one query
 CATCH_UP = 200_000  # rows in one commit while the index is made: some 30 MB
 INDEX_CACHE_KIB = 16 * 1024
@@ -89,7 +92,9 @@ class PaidVectors:
     @staticmethod
     def files(path: Path) -> list[Path]:
         """All files that were made for `path`, of any model, whole or set aside: what forgetting them deletes."""
-        ours = re.compile(re.escape(path.name) + r"\.[0-9a-f]{16}(\.index(-wal|-shm)?|\.damaged\d*)?").fullmatch
+        ours = re.compile(
+            re.escape(path.name) + r"\.[0-9a-f]{16}(\.index(-wal|-shm)?|\.known(\.ids)?|\.damaged\d*)?"
+        ).fullmatch
         return sorted(file for file in path.parent.glob("*") if ours(file.name))
 
     @property
@@ -136,6 +141,16 @@ class PaidVectors:
     def retain(self, digests: Set[bytes]) -> None:
         """Nothing waits for any other than these: the others are dropped."""
         self._kept.retain(digests)
+
+    def move_to(self, cache: PaidVectors) -> None:
+        """Put all that is in this spool there, and leave nothing here."""
+        with self._explained():
+            digests = self._kept.digests()
+        for start in range(0, len(digests), MOVED):
+            found = self.get(digests[start : start + MOVED])
+            if found:
+                cache.put(list(found), np.stack(list(found.values())))
+        self.drop(digests)
 
     def sync(self) -> None:
         """Make all that was put survive a loss of power, and all that was dropped stay so."""
@@ -186,6 +201,10 @@ class _Kept(Protocol):
         ...
 
     def retain(self, digests: Set[bytes]) -> None: ...
+
+    def digests(self) -> list[bytes]:
+        """All that are here."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -284,6 +303,9 @@ class _Spool:
 
     def retain(self, digests: Set[bytes]) -> None:
         self.drop(list(self._slots.keys() - digests))
+
+    def digests(self) -> list[bytes]:
+        return list(self._slots)
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -408,6 +430,9 @@ class _Cache:
 
     def retain(self, digests: Set[bytes]) -> None:
         pass
+
+    def digests(self) -> list[bytes]:
+        return self._indexed(lambda db: [digest for (digest,) in db.execute("SELECT digest FROM slots")])
 
     def __len__(self) -> int:
         return self._indexed(lambda db: int(db.execute("SELECT count(*) FROM slots").fetchone()[0]))

@@ -98,9 +98,14 @@ class CohereRequests:
                 f"{self._endpoint.without_key(shown(data))}"
             ) from None
         rows: Sequence[bytes | list[float]] = answer.embeddings.base64 or answer.embeddings.numbers or ()
+        tokens = _tokens(answer.meta)
         if len(rows) != len(texts):
-            raise TransientError(f"{self._url} answered {len(rows)} vectors for {len(texts)} texts")
-        return Answer(as_vectors(rows, self._url), _tokens(answer.meta), rate_news(headers))
+            raise TransientError(f"{self._url} answered {len(rows)} vectors for {len(texts)} texts", tokens=tokens)
+        try:
+            return Answer(as_vectors(rows, self._url), tokens, rate_news(headers))
+        except TransientError as error:
+            error.tokens = tokens
+            raise
 
     async def close(self) -> None:
         await self._endpoint.close()

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from ragingest.documents import Vectors
 from ragingest.embedders.http import Endpoint, as_vectors, rate_news, shown
 from ragingest.errors import TransientError, UsageError
 from ragingest.protocols import Answer, RateNews
@@ -50,7 +51,12 @@ class _Answer(msgspec.Struct):
     usage: _Usage | None = None
 
 
+class _OnlyUsage(msgspec.Struct):
+    usage: _Usage | None = None
+
+
 _decode = msgspec.json.Decoder(_Answer).decode
+_decode_usage = msgspec.json.Decoder(_OnlyUsage).decode
 
 
 class OpenAIRequests:
@@ -95,22 +101,39 @@ class OpenAIRequests:
             answer = _decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise TransientError(
-                f"{self._url} answered 200 with something else than embeddings: {self._endpoint.without_key(shown(data))}"
+                f"{self._url} answered 200 with something else than embeddings: {self._endpoint.without_key(shown(data))}",
+                tokens=_charged(data),
             ) from None
-        rows = answer.data
+        tokens = _tokens(answer.usage)
+        try:
+            return Answer(self._vectors(answer.data, count), tokens, news)
+        except TransientError as error:
+            error.tokens = tokens
+            raise
+
+    def _vectors(self, rows: list[_Row], count: int) -> Vectors:
         if len(rows) != count:
             raise TransientError(f"{self._url} answered {len(rows)} vectors for {count} texts")
         if [row.index for row in rows] != list(range(count)):
             rows = sorted(rows, key=lambda row: row.index)
             if [row.index for row in rows] != list(range(count)):
                 raise TransientError(f"{self._url} answered vectors whose indexes are not 0 to {count - 1}")
-        usage = answer.usage or _Usage()
-        return Answer(
-            as_vectors([row.embedding for row in rows], self._url), usage.total_tokens or usage.prompt_tokens, news
-        )
+        return as_vectors([row.embedding for row in rows], self._url)
 
     async def close(self) -> None:
         await self._endpoint.close()
+
+
+def _tokens(usage: _Usage | None) -> int:
+    return 0 if usage is None else usage.total_tokens or usage.prompt_tokens
+
+
+def _charged(data: bytes) -> int:
+    """Tokens of an answer of which nothing else can be used: null for a number in a vector, say."""
+    try:
+        return _tokens(_decode_usage(data).usage)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return 0
 
 
 def is_azure(base_url: str) -> bool:

@@ -1,6 +1,6 @@
 """Embedding through an API: packing apart, everything that stands between a batch and the wire.
 
-    unique texts -> those that are kept on disk -> a slot -> the breaker -> both budgets -> the wire
+    unique texts -> those that are kept on disk, or stored -> a slot -> the breaker -> both budgets -> the wire
                                                     ^ backoff with jitter on a transient failure
 
 There is one retry layer, here. A batch that is refused as a whole is halved by the pipeline.
@@ -20,6 +20,7 @@ import numpy as np
 
 from ragingest.books import Books
 from ragingest.breaker import CircuitBreaker
+from ragingest.checkpoint.known import StoredTexts
 from ragingest.checkpoint.vectors import PaidVectors
 from ragingest.concurrency import AdaptiveConcurrency, Slot
 from ragingest.documents import Chunk, EmbeddedBatch, SparseVectors, Vectors, text_digest
@@ -79,6 +80,7 @@ class RemoteCalls:
         estimator: what texts will cost; learns from every answer.
         max_request_tokens: what one request takes, if there is a limit.
         kept: vectors that were paid for and are on disk; None to keep none.
+        stored: vectors that the store has confirmed, for texts that come again; None to buy those again.
         sparse: makes the sparse vectors of texts, in a thread; None for none.
         sleep, clock: injected so that tests do not wait.
     """
@@ -93,6 +95,7 @@ class RemoteCalls:
         *,
         max_request_tokens: int | None = None,
         kept: PaidVectors | None = None,
+        stored: StoredTexts | None = None,
         sparse: Callable[[Sequence[str]], SparseVectors] | None = None,
         on_change: Callable[[bool], None] = lambda _opened: None,
         sleep: Sleep = asyncio.sleep,
@@ -108,6 +111,7 @@ class RemoteCalls:
         self._estimator = estimator
         self._max_request_tokens = max_request_tokens
         self._kept = kept
+        self._stored = stored
         self._sparse = sparse
         self._sleep = sleep
         self._clock = clock
@@ -150,6 +154,8 @@ class RemoteCalls:
     async def confirmed(self, chunks: Sequence[Chunk]) -> None:
         """The store has these: their vectors need not be kept any longer, unless the same text waits elsewhere."""
         done = self._forget([chunk.digest or text_digest(chunk) for chunk in chunks])
+        if self._stored is not None:
+            self._stored.confirmed(chunks)
         if self._kept is not None:
             self._kept.drop(done)
 
@@ -167,8 +173,13 @@ class RemoteCalls:
 
     def sync(self) -> None:
         """Make what was paid for survive a loss of power. Called from any other thread than the loop's."""
+        self._disk.submit(self._sync).result()
+
+    def _sync(self) -> None:
+        if self._stored is not None:
+            self._stored.settle()
         if self._kept is not None:
-            self._disk.submit(self._kept.sync).result()
+            self._kept.sync()
 
     async def close(self) -> None:
         self._disk.shutdown()
@@ -181,11 +192,24 @@ class RemoteCalls:
             return {}
         return await self._on_the_disks_thread(self._kept.get, likely)
 
+    async def _in_store(self, texts: dict[bytes, str]) -> dict[bytes, Vectors]:
+        if self._stored is None or not (likely := self._stored.likely(list(texts))):
+            return {}
+        asked = {digest: texts[digest] for digest in likely}
+        return await asyncio.get_running_loop().run_in_executor(None, self._stored.get, asked)
+
+    def _keep(self, digests: list[bytes], vectors: Vectors) -> None:
+        """Survives the death of the process, as does where the store has what is overwritten now."""
+        if self._stored is not None:
+            self._stored.settle()
+        if self._kept is not None:
+            self._kept.put(digests, vectors)
+
     def _on_the_disks_thread(self, work: Callable[..., T], *args: Any) -> asyncio.Future[T]:
         return asyncio.get_running_loop().run_in_executor(self._disk, work, *args)
 
     async def _vectors(self, digests: list[bytes], texts: list[str]) -> Vectors:
-        """The vector of each text: from disk, from the batch that has it under way, or bought here.
+        """The vector of each text: from disk, from the store, from the batch that has it under way, or bought here.
 
         What another batch did not get is looked for again: a half of that batch may have it under way by now.
         """
@@ -194,6 +218,7 @@ class RemoteCalls:
         bought = 0
         while missing := [digest for digest in text_of if digest not in found]:
             found.update(await self._on_disk(missing))
+            found.update(await self._in_store({d: text_of[d] for d in missing if d not in found}))
             missing = [digest for digest in missing if digest not in found]
             # Nothing is awaited from here until `_buy` has entered its texts: none is under way twice.
             others = {self._under_way[digest]: None for digest in missing if digest in self._under_way}
@@ -222,7 +247,7 @@ class RemoteCalls:
         try:
             vectors = (await self._with_retries(texts)).vectors
             if self._kept is not None:
-                await self._on_the_disks_thread(self._kept.put, digests, vectors)
+                await self._on_the_disks_thread(self._keep, digests, vectors)
         except BaseException:
             vectors = None
             raise
@@ -327,9 +352,11 @@ class RemoteCalls:
             if answer.vectors.shape != (len(texts), self._dimensions):
                 raise TransientError(
                     f"{self._api.name} answered vectors of shape {answer.vectors.shape}, "
-                    f"not ({len(texts)}, {self._dimensions})"
+                    f"not ({len(texts)}, {self._dimensions})",
+                    tokens=answer.tokens,
                 )
         except TransientError as error:
+            books.tokens += error.tokens
             if error.throttled:
                 books.throttled += 1
                 slot.throttled()
@@ -387,6 +414,7 @@ async def ask(api: EmbeddingRequests, text: str, books: Books, give_up_after: fl
             answer = await api.request([text])
         except TransientError as error:
             books.throttled += error.throttled
+            books.tokens += error.tokens
             raise
         books.answered += 1
         books.texts += 1

@@ -84,6 +84,7 @@ class FakeApi:
         if isinstance(step, Exception):
             raise step
         if isinstance(step, Answer):
+            self.tokens += step.tokens
             return step
         if any(POISON in text for text in texts):
             raise RejectedError("refused_by_embedder", "one of these, the server does not say which")

@@ -118,7 +118,7 @@ class Place:
         busy = server.by_status.get("429", 0) + server.by_status.get("503", 0)
         assert books["throttled"] == busy - server.faults.get("quota", 0)
         assert books["texts"] == server.texts_answered
-        assert books["tokens"] == server.tokens_answered
+        assert books["tokens"] == server.tokens_answered + server.tokens_spoiled
         assert books["answered"] == server.by_status["200"] - wasted(server)
         assert books["cost"] == (None if price is None else books["tokens"] * price / 1e6)
         assert books["price_per_million"] == price
@@ -157,7 +157,7 @@ class Place:
         digests = {document_digest(text, {})[:16]: text for text in texts}
         kept = PaidVectors(self.vectors, f"openai {self.server.base_url} {MODEL}", DIMENSIONS, False)
         try:
-            assert files == [kept.path]
+            assert [file for file in files if ".known" not in file.name] == [kept.path]
             return {digests[digest] for digest in kept.get(list(digests))}
         finally:
             kept.close()

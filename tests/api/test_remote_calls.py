@@ -306,6 +306,14 @@ def test_retry_after_holds_back_every_request(failure: Callable[[], TransientErr
     assert bench.books.waited > 96
 
 
+def test_tokens_of_an_answer_that_is_of_no_use_are_in_the_books() -> None:
+    spoiled = Answer(np.zeros((1, DIMENSIONS + 1), np.float32), 11)
+    bench = Bench([spoiled, TransientError("a NaN in it", tokens=7), None])
+    right(bench.embed_one(["text"]), ["text"])
+    assert bench.books.tokens == 11 + 7 + tokens_of(["text"])
+    assert (bench.books.requests, bench.books.answered, bench.books.texts) == (3, 1, 1)
+
+
 def test_a_terminal_error_is_not_tried_again() -> None:
     bench = Bench([TerminalError("401: no", "look at the key")])
     with pytest.raises(TerminalError, match="401: no") as caught:
@@ -327,12 +335,12 @@ def test_when_everything_fails_all_give_up_in_time_and_what_was_sent_is_counted(
 
 
 def test_when_it_answers_again_all_go_on() -> None:
-    bench = Bench([down() for _ in range(14)], give_up_after=300)
+    bench = Bench([down() for _ in range(16)], give_up_after=300)
     batches = batches_of(30)
     for outcome, texts in zip(bench.embed(*batches), batches, strict=True):
         right(outcome, texts)
     assert bench.changes == [True, False]
-    assert bench.books.requests == len(bench.api.calls) == 44
+    assert bench.books.requests == len(bench.api.calls) == 46
     assert max(bench.api.answered.values()) == 1
 
 

@@ -84,6 +84,36 @@ def test_texts_that_come_again_are_paid_once_while_they_wait(place: Place) -> No
     place.check_stored(records)
 
 
+def recurring(count: int, distinct: int) -> list[dict[str, str]]:
+    """Every third has a text of its own, the others take turns with the same few texts."""
+    records = make(count)
+    for number, record in enumerate(records):
+        if number % 3:
+            record["text"] = records[number % distinct]["text"]
+    return records
+
+
+def test_a_text_that_comes_again_when_the_first_is_long_stored_is_not_paid_again(place: Place) -> None:
+    records = recurring(COUNT, 600)
+    result = place.run(records, "--upsert-size", "20", "--max-concurrency", "2")
+    assert result.counters["stored"] == COUNT
+    place.check_stored(records)
+    books = place.check_books(result)
+    distinct = len(set(texts_of(records)))
+    assert set(place.server.books.times_answered.values()) == {1}
+    assert (books["texts"], books["reused"]) == (distinct, COUNT - distinct)
+    assert paid_files(place) == []
+
+
+def test_a_text_whose_document_has_changed_in_the_meantime_is_right_wherever_it_comes_again(place: Place) -> None:
+    records = make(FEW)
+    newer = [{"id": record["id"], "text": f"{record['text']} Or so."} for record in records]
+    again = [{"id": f"{record['id']}-again", "text": record["text"]} for record in records]
+    result = place.run([*records, *newer, *again], "--upsert-size", "20", "--max-concurrency", "2")
+    place.check_stored([*newer, *again])
+    place.check_books(result)
+
+
 def test_a_plan_sends_nothing_and_foretells_the_run(place: Place) -> None:
     arguments = place.arguments(make(COUNT))
     plan = place.command("plan", *arguments[1:2], *arguments[4:-2], "--json").document
@@ -364,8 +394,11 @@ IN_FLIGHT = CONCURRENCY * BATCH
 """Texts that may have been answered when the process died, and whose vectors had not been written yet."""
 
 
-def test_no_vector_on_disk_is_bought_again_whenever_the_run_is_killed_and_the_store_is_gone(place: Place) -> None:
-    records = make(COUNT)
+@pytest.mark.parametrize("distinct", [None, 300])
+def test_no_vector_on_disk_is_bought_again_whenever_the_run_is_killed_and_the_store_is_gone(
+    place: Place, distinct: int | None
+) -> None:
+    records = make(COUNT) if distinct is None else recurring(COUNT, distinct)
     texts = texts_of(records)
     chance = random.Random(5)  # noqa: S311  # repeatable
     place.server.set_latency(0.02)
@@ -404,7 +437,8 @@ def test_no_vector_on_disk_is_bought_again_whenever_the_run_is_killed_and_the_st
     server = place.server.books
     assert paid
     assert answered(server, paid) == paid
-    assert server.texts_answered - COUNT <= kills * IN_FLIGHT
+    assert server.texts_answered - len(set(texts)) <= kills * IN_FLIGHT
+    assert paid_files(place) == []
     # The books miss what was sent between the last checkpoint and the kill, and nothing else.
     assert result.document["counters"]["books"]["requests"] <= server.requests
 
@@ -436,3 +470,25 @@ def test_a_store_that_is_lost_while_vectors_come_in_costs_none_that_had_arrived(
     assert set(answered(place.server.books, arrived).values()) == {1}
     assert place.server.books.texts_answered - before.texts_answered == FEW - len(arrived)
     place.check_stored(records)
+
+
+def test_what_a_killed_run_had_paid_for_goes_into_the_cache_if_one_is_wanted_now(place: Place) -> None:
+    records = make(FEW)
+    texts = texts_of(records)
+    place.server.set_latency(0.02)
+    process = place.start(*place.arguments(records, "--upsert-size", "1000", "--max-concurrency", str(CONCURRENCY)))
+    try:
+        place.server.wait_until(lambda books: books.texts_answered >= 300)
+    finally:
+        process.kill()
+        process.wait()
+    place.server.wait_until(lambda books: books.in_flight == 0)
+    kept = place.on_disk(texts)
+    assert kept
+    result = place.resume("--keep-embeddings")
+    assert result.counters["stored"] == FEW
+    assert set(answered(place.server.books, kept).values()) == {1}
+    assert paid_files(place) == []
+    before = place.server.books
+    place.run(None, "--keep-embeddings", "--collection", "other", job="second")
+    assert place.server.books == before

@@ -397,6 +397,21 @@ def test_a_spool_uses_its_room_again(tmp_path: Path) -> None:
     paid.close()
 
 
+def test_a_spool_moves_to_a_cache_whole_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOVED", 7)
+    spool = PaidVectors(tmp_path / "job.vectors", MODEL, DIMENSIONS, keep=False)
+    cache = PaidVectors(tmp_path / "embeddings", MODEL, DIMENSIONS, keep=True)
+    put(spool, TEXTS[:40])
+    put(cache, TEXTS[30:50])
+    flip(spool.path, slot_of(spool.path, TEXTS[3]) + HEADER)
+    spool.move_to(cache)
+    assert found(cache, TEXTS) == set(TEXTS[:50]) - {TEXTS[3]}
+    assert len(spool) == 0
+    spool.close()
+    assert not spool.path.exists()
+    cache.close()
+
+
 def test_another_thread_may_drop_while_a_spool_is_written_and_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
