@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from ragingest.checkpoint.vectors import PaidVectors
+from ragingest.embedders.remote import FIRST_CONCURRENCY
 from tests.e2e.command import Command, opened
 from tests.servers import faults
 from tests.servers.faults import Fault, odds
@@ -221,7 +222,7 @@ def test_what_no_waiting_mends_stops_the_run_at_once_and_says_what_to_do(
     assert failed.document["status"] == "failed"
     assert "ragingest resume j" in failed.said
     # Two answered, and those that were sent before the first refusal came back.
-    assert place.server.books.requests <= 2 + 8
+    assert place.server.books.requests <= 2 + 2 * FIRST_CONCURRENCY
     place.check_secret(failed)
     place.server.script(None)
     result = place.resume()
