@@ -22,6 +22,8 @@ class Books(msgspec.Struct, kw_only=True):
     """Texts that were answered with a vector: each was paid for."""
     reused: int = 0
     """Texts whose vector was there already: the same text again, or kept from before."""
+    truncated: int = 0
+    """Texts of which only the beginning was embedded; those of repeated work again."""
     tokens: int = 0
     throttled: int = 0
     """Answers 429 and 503, but for those 429s that no waiting mends."""

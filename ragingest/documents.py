@@ -119,7 +119,7 @@ class Chunk:
     """UTF-8 bytes of the text, or an upper bound of them."""
     tokens: npt.NDArray[np.intp] | None = None
     digest: bytes | None = None
-    """BLAKE2b of the text, 16 bytes, once somebody has needed it."""
+    """BLAKE2b of the text that is embedded, 16 bytes, once somebody has needed it."""
 
 
 class SparseVector(NamedTuple):

@@ -101,7 +101,7 @@ def open_embedding(
         emit(Noticed("this run does not wait for the batches that are under way: their texts are bought again"))
     if settings.embedder in APIS:
         return _remote(settings, options, books, vectors, emit, sparse=sparse, run=run, begun=begun, fetch=fetch)
-    return _local(settings, options, emit, sparse=sparse)
+    return _local(settings, options, books, emit, sparse=sparse)
 
 
 def embed_query(name: str, model: str, base_url: str | None, dimensions: int, text: str) -> Query:
@@ -126,7 +126,10 @@ def embed_query(name: str, model: str, base_url: str | None, dimensions: int, te
     return Query(vector, BM25().encode_query(text))
 
 
-def _local(settings: JobSettings, options: RunOptions, emit: Emit, *, sparse: bool) -> Embedding:
+def _local(settings: JobSettings, options: RunOptions, books: Books, emit: Emit, *, sparse: bool) -> Embedding:
+    def truncated(count: int) -> None:
+        books.truncated += count
+
     embedder: Embedder = open_embedder(
         settings.embedder,
         settings.dimensions,
@@ -135,6 +138,7 @@ def _local(settings: JobSettings, options: RunOptions, emit: Emit, *, sparse: bo
         max_texts=options.batch_size,
         sparse=sparse,
         say=lambda sentence: emit(Noticed(sentence)),
+        tell_truncated=truncated if settings.truncate else None,
     )
     limits = embedder.limits
     concurrency = options.concurrency or limits.concurrency
@@ -190,6 +194,7 @@ def _remote(
     # Here, because a run that computes its vectors itself does not need it.
     from ragingest.checkpoint.known import KnownTexts, StoredTexts
     from ragingest.embedders.remote import RemoteCalls
+    from ragingest.embedders.truncation import Truncation
 
     name = settings.embedder
     facts = _facts(settings)
@@ -221,9 +226,16 @@ def _remote(
         ),
     )
 
+    truncation = Truncation(
+        calls.embed, estimator, facts.max_input_tokens, count, books, BM25().encode if sparse else None
+    )
+
     async def embed(chunks: list[Chunk]) -> EmbeddedBatch:
-        if len(chunks) == 1:
-            _check_length(chunks[0].text, facts, estimator, count)
+        if len(chunks) > 1:
+            return await calls.embed(chunks)
+        if settings.truncate:
+            return await truncation.embed(chunks[0])
+        _check_length(chunks[0].text, facts, estimator, count)
         return await calls.embed(chunks)
 
     async def aclose() -> None:
@@ -419,7 +431,7 @@ def _check_length(
     raise RejectedError(
         "too_many_tokens",
         f"the text has {len(text.encode()):,} bytes, too many for the {facts.max_input_tokens:,} tokens that "
-        f"{facts.name} takes; leave --no-chunk out to have it split",
+        f"{facts.name} takes; leave --no-chunk out to have it split, or add --truncate to have it cut",
     )
 
 

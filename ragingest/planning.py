@@ -94,6 +94,8 @@ class Plan(msgspec.Struct, kw_only=True):
     reject_kinds: dict[str, int]
     documents: int
     chunks: int
+    truncated: int
+    """Chunks of which only the beginning is embedded."""
     text_bytes: int
     tokens: int
     tokens_exact: bool
@@ -393,6 +395,8 @@ class _Tally:
         self.reject_kinds: dict[str, int] = {}
         self.documents = 0
         self.chunks = 0
+        self.truncated = 0
+        self._truncate = settings.truncate
         self.text_bytes = 0
         self.payload_bytes = 0
         self.wire_bytes: int | None = None
@@ -414,11 +418,13 @@ class _Tally:
         faults = self._encode([chunk for chunks in split for chunk in chunks])
         for document, chunks in zip(documents, split, strict=True):
             pieces = [self._piece(chunk) for chunk in chunks]
-            kind = TOO_LONG if any(map(self._too_long, pieces)) else faults.get(id(document))
+            too_long = sum(map(self._too_long, pieces))
+            kind = TOO_LONG if too_long and not self._truncate else faults.get(id(document))
             if kind is not None:
                 self.reject_kinds[kind] = self.reject_kinds.get(kind, 0) + 1
                 continue
             self.documents += 1
+            self.truncated += too_long
             # What stands in the store beside the text: id and metadata, as they are in the record.
             around = max(0, len(document.record.raw) - len(document.text.encode()))
             for piece in pieces:
@@ -466,6 +472,9 @@ class _Tally:
     def _add(self, piece: _Piece, around: int) -> None:
         bytes_ = piece.size.bytes
         bound = self._estimator.bound(bytes_)
+        limit = self._embedding.max_input_tokens
+        if self._truncate and limit is not None:
+            piece, bound = piece._replace(tokens=min(piece.tokens, limit)), min(bound, limit)
         self.chunks += 1
         self.text_bytes += bytes_
         self.payload_bytes += bytes_ + around
@@ -528,6 +537,7 @@ def _plan(
         reject_kinds={kind: scaled(count) for kind, count in sorted(tally.reject_kinds.items())},
         documents=documents,
         chunks=chunks,
+        truncated=scaled(tally.truncated),
         text_bytes=scaled(tally.text_bytes),
         tokens=tokens,
         tokens_exact=exact,

@@ -59,7 +59,7 @@ REJECT_KINDS = {
     "too_many_tokens": RejectKind(
         "embed",
         "the text has more tokens than the embedder takes, or may well have; it was not sent",
-        "leave out `--no-chunk`, or make `--chunk-size` smaller",
+        "leave out `--no-chunk`, or make `--chunk-size` smaller, or add `--truncate` to `--no-chunk`",
     ),
     "out_of_memory": RejectKind(
         "embed",

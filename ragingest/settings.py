@@ -155,6 +155,8 @@ class JobSettings(StoreSettings, frozen=True, kw_only=True):
     chunk: bool = True
     chunk_size: int = DEFAULT_CHUNK_SIZE
     chunk_overlap: int = DEFAULT_CHUNK_OVERLAP
+    truncate: bool = False
+    """Embed the beginning of a text that is over the model's limit, instead of rejecting it."""
 
     def check(self) -> None:
         """Refuse settings that cannot work together.
@@ -178,6 +180,12 @@ class JobSettings(StoreSettings, frozen=True, kw_only=True):
                 "--base-url holds a user, password or key",
                 "put the key into the environment (docs/api-embedding.md)",
             )
+        if self.truncate and self.chunk:
+            raise UsageError(
+                "--truncate has nothing to cut where documents are split", "add --no-chunk, or leave it out"
+            )
+        if self.truncate and self.embedder in BATCHED:
+            raise UsageError(f"--truncate does not go with --embedder {self.embedder}", "leave one of them out")
         if self.chunk_size < 8:
             raise UsageError(f"--chunk-size {self.chunk_size} is too small", "give at least 8 tokens")
         if not 0 <= self.chunk_overlap < self.chunk_size:

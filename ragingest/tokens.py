@@ -31,6 +31,7 @@ __all__ = [
     "TokenEstimator",
     "Vocabulary",
     "exact_counter",
+    "longest_beginning",
     "measure",
 ]
 
@@ -46,10 +47,13 @@ LEAST_RATIO = 0.1
 """Less is not believed: a server that reports fewer tokens does not count them as it limits them."""
 
 DOUBT = 2.0
-"""Before anything is learned, a text is taken to have up to this many times its typical tokens."""
+"""Before anything is learned, a text that is not like prose is taken to have up to this many times its typical tokens."""
 
 SPOILED = 2.0
 """A strange byte spoils the words around it too: what each one beyond the learned share is charged."""
+
+PROSE_STRANGE = 0.06
+"""Share of bytes in English prose that `measure` calls strange (handbooks and encyclopedias 0.055)."""
 
 # Bytes of which ordinary Western prose consists. Digits, capitals, symbols and bytes over 127 make
 # more tokens a byte, and texts in which they are frequent are not like prose.
@@ -96,6 +100,9 @@ class Charge(NamedTuple):
 
     ratio: float
     strange_share: float
+
+
+PROSE = Charge(TYPICAL_RATIO, PROSE_STRANGE)
 
 
 class TokenEstimator:
@@ -178,8 +185,11 @@ class TokenEstimator:
         learned = self._learned
         if learned is None:
             return self.bound(bytes_, texts)
-        unlike = min(bytes_, SPOILED * max(0.0, strange - learned.strange_share * bytes_))
-        tokens = learned.ratio * bytes_ + (1 - learned.ratio) * unlike
+        return self._charged(learned, bytes_, texts, strange)
+
+    def _charged(self, by: Charge, bytes_: int, texts: int, strange: int) -> int:
+        unlike = min(bytes_, SPOILED * max(0.0, strange - by.strange_share * bytes_))
+        tokens = by.ratio * bytes_ + (1 - by.ratio) * unlike
         return min(math.ceil(tokens), bytes_) + texts * self._special
 
     def learn(self, bytes_: int, tokens: int, texts: int = 1, *, strange: int = 0) -> None:
@@ -223,12 +233,48 @@ class TokenEstimator:
         return count(text) + self._special <= limit if count is not None else None
 
     def doubtful(self, size: TextSize, limit: int) -> bool:
-        """Whether a text of that size could well have more than `limit` tokens, as far as can be told without counting."""
+        """Whether a text of that size could well have more than `limit` tokens, as far as can be told without counting.
+
+        Before anything is learned, prose is taken for prose, by its bytes, and all else for twice as
+        many tokens as it typically has.
+        """
         if self.bound(size.bytes) <= limit:
             return False
         if self._learned is not None:
             return self.charge(size.bytes, strange=size.strange) > limit
-        return DOUBT * self.estimate(size.bytes, wide=size.wide) > limit
+        return self._doubtful_at_first(size, limit)
+
+    def _doubtful_at_first(self, size: TextSize, limit: int) -> bool:
+        typical = (size.bytes - size.wide) * TYPICAL_RATIO + size.wide * WIDE_RATIO
+        as_prose = self._charged(PROSE, size.bytes, size.texts, size.strange)
+        return min(as_prose, DOUBT * typical + self._special) > limit
+
+    def beginning(self, text: str, limit: int, count: Callable[[str], int] | None = None) -> str:
+        """The longest beginning of `text`, by whole characters, that has at most `limit` tokens.
+
+        By `count` that is certain; without it, it is likely. The place of a cut does not depend on
+        what was learned: the same text is cut at the same place whenever it is.
+        """
+        if count is not None:
+            return longest_beginning(text, lambda part: bool(self.fits(part, limit, count)))
+        if not self.doubtful(measure(text), limit):
+            return text
+        return longest_beginning(text, lambda part: not self._doubtful_at_first(measure(part), limit))
+
+    def certain_beginning(self, text: str, limit: int) -> str:
+        """The longest beginning of `text`, by whole characters, that has at most `limit` tokens by its bytes."""
+        return text.encode()[: max(0, limit - self._special)].decode(errors="ignore")
+
+
+def longest_beginning(text: str, fits: Callable[[str], bool]) -> str:
+    """A beginning of `text` that fits, by whole characters: the longest, if none fits that is longer than one that does not."""
+    if fits(text):
+        return text
+    low, high = 0, len(text) - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(text[:middle]) else (low, middle - 1)
+    return text[:low]
 
 
 class RequestPacker(Generic[T]):

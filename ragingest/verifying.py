@@ -141,7 +141,14 @@ def verify_job(
 def _embedder(checkpoint: Checkpoint) -> Embedder:
     settings = checkpoint.settings
     device = checkpoint.options.device
-    return open_embedder(settings.embedder, settings.dimensions, model=settings.model, device=device, sparse=False)
+    return open_embedder(
+        settings.embedder,
+        settings.dimensions,
+        model=settings.model,
+        device=device,
+        sparse=False,
+        tell_truncated=(lambda _count: None) if settings.truncate else None,
+    )
 
 
 class _Comparison:

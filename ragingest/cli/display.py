@@ -243,6 +243,8 @@ def show_summary(summary: Summary, *, as_json: bool, checkpoint_dir: Path, comma
             changes.append(f"{c.revised:,} chunks got new metadata and kept their vectors")
         if c.removed:
             changes.append(f"{c.removed:,} documents that disappeared were removed")
+        if c.books.truncated:
+            changes.append(f"{c.books.truncated:,} texts were cut to what the model takes")
         if changes:
             out.print("  " + ", ".join(changes))
         if c.books.used:
@@ -380,6 +382,8 @@ def show_job(checkpoint: Checkpoint, manager: CheckpointManager, *, as_json: boo
                 table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
     if checkpoint.counters.books.used:
         table.add_row("books", _books_line(checkpoint.counters.books))
+    if checkpoint.counters.books.truncated:
+        table.add_row("truncated", f"{checkpoint.counters.books.truncated:,}")
     for kind, count in _by_count(kinds):
         table.add_row(f"rejected: {kind}", f"{count:,}")
     for name, value in settings.items():

@@ -188,6 +188,14 @@ ChunkSize = Annotated[
 ChunkOverlap = Annotated[
     int, typer.Option(help="Tokens that neighbours share, at most.", rich_help_panel=EMBEDDING)
 ]
+Truncate = Annotated[
+    bool,
+    typer.Option(
+        "--truncate",
+        help="With --no-chunk: embed the beginning of a text that is too long for the model.",
+        rich_help_panel=EMBEDDING,
+    ),
+]
 Store = Annotated[
     str, typer.Option(envvar="RAGINGEST_STORE", help=f"One of {', '.join(STORES)}.", rich_help_panel=STORING)
 ]

@@ -39,6 +39,7 @@ def plan(
     chunk: opt.SplitLong = True,
     chunk_size: opt.ChunkSize = DEFAULT_CHUNK_SIZE,
     chunk_overlap: opt.ChunkOverlap = DEFAULT_CHUNK_OVERLAP,
+    truncate: opt.Truncate = False,
     store: opt.Store = "qdrant-edge",
     collection: opt.Collection = "documents",
     store_path: opt.StorePath = Path("ragingest_data"),
@@ -78,6 +79,7 @@ def plan(
         chunk=chunk,
         chunk_size=chunk_size,
         chunk_overlap=chunk_overlap,
+        truncate=truncate,
         store=store,
         store_path=str(store_path),
         url=url,
@@ -140,6 +142,8 @@ def describe(plan: Plan) -> Iterator[str]:
     rejects = ": " + ", ".join(f"{count:,} {kind}" for kind, count in kinds) if kinds else ""
     yield f"  rejected   {about}{plan.rejected:,}{rejects}"
     yield f"  documents  {about}{plan.documents:,} in {plan.chunks:,} chunks, {_size(plan.text_bytes)} of text"
+    if plan.truncated:
+        yield f"  truncated  {about}{plan.truncated:,} texts, to what {plan.model} takes"
     tokens = f"{plan.tokens:,}" if plan.tokens_exact else f"about {plan.tokens:,} (at most {plan.tokens_at_most:,})"
     yield f"  tokens     {tokens}"
     most = f" (at most {plan.requests_at_most:,})" if plan.requests_at_most > plan.requests else ""

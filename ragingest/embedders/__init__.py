@@ -31,10 +31,12 @@ def open_embedder(
     sparse: bool = True,
     download: bool = True,
     say: Callable[[str], None] = lambda _sentence: None,
+    tell_truncated: Callable[[int], None] | None = None,
 ) -> Embedder:
     """The embedder of that name that computes in this process, loaded; with BM25 unless `sparse` is False.
 
-    `model` and what `SentenceTransformersEmbedder` says of the others are for embedders of many models.
+    With `tell_truncated`, texts over its limit are embedded by their beginning, and it is told how many
+    of a call. `model` and what `SentenceTransformersEmbedder` says of the others are for embedders of many models.
 
     Raises:
         UsageError: there is none, a package is missing, or it cannot make that many dimensions.
@@ -53,9 +55,13 @@ def open_embedder(
             raise UsageError(
                 f"--embedder {name} needs a model", "give --model: a folder, or a name at Hugging Face"
             )
-        dense = SentenceTransformersEmbedder(
+        dense: Embedder = SentenceTransformersEmbedder(
             model, dimensions, device=device, max_texts=max_texts, download=download, say=say
         )
+        if tell_truncated is not None:
+            from ragingest.embedders.truncation import Truncating
+
+            dense = Truncating(dense, tell_truncated)
         return WithBM25(dense) if sparse else dense
     if name == "null":
         return NullEmbedder(dimensions or NULL_DIMENSIONS)

@@ -185,7 +185,7 @@ class SentenceTransformersEmbedder:
             raise RejectedError(
                 "too_many_tokens",
                 f"the text has {own[int(lengths.argmax())]:,} tokens, more than the "
-                f"{self.limits.max_tokens_per_text:,} that {self.model} takes; leave --no-chunk out to have it split",
+                f"{self.limits.max_tokens_per_text:,} that {self.model} takes; leave --no-chunk out to have it split, or add --truncate to have it cut",
             )
         return lengths
 

@@ -14,7 +14,7 @@ import pytest
 
 from ragingest.checkpoint.vectors import PaidVectors
 from ragingest.embedders.remote import FIRST_CONCURRENCY
-from tests.e2e.command import Command, opened
+from tests.e2e.command import Command, opened, stored
 from tests.servers import faults
 from tests.servers.faults import Fault, odds
 
@@ -363,6 +363,34 @@ def test_what_is_too_long_and_must_not_be_split_is_rejected_unsent(place: Place)
     assert result.counters["stored"] == len(LONG) - len(OVER) + 100
     assert set(place.server.books.by_status) == {"200"}
     place.check_books(result)
+
+
+@pytest.mark.parametrize("ratio", [0.27, 0.9], ids=["as estimated", "denser than estimated"])
+def test_what_is_too_long_and_may_be_cut_is_embedded_by_its_beginning_and_kept_whole(
+    tmp_path: Path, ratio: float
+) -> None:
+    with Place.opened(tmp_path, tokens_per_ascii_byte=ratio) as place:
+        records = [*LONG, *make(100)]
+        cut = ("--no-chunk", "--truncate")
+        plan = place.command(*place.arguments(records, *cut), "--dry-run", "--json").document
+        assert (plan["rejected"], plan["truncated"]) == (0, len(OVER))
+        result = place.run(records, *cut)
+        assert result.counters["stored"] == result.counters["chunks"] == len(records)
+        books = place.check_books(result)
+        assert books["truncated"] == len(OVER)
+        refused = place.server.books.by_status.get("400", 0)
+        assert refused == (0 if ratio == 0.27 else 3)  # all but the one that is not ASCII
+        found = stored(place.folder, [record["id"] for record in records])
+        assert {name: points[0].text for name, points in found.items()} == {
+            record["id"]: record["text"] for record in records
+        }
+        assert paid_files(place) == []
+        assert "truncated" in place.command("stats", "j").said
+        assert f"{len(OVER)} texts were cut" in place.command(*place.arguments(None, *cut, job="k")).out
+
+
+def test_nothing_is_cut_where_documents_are_split(place: Place) -> None:
+    assert "--no-chunk" in place.run(make(3), "--truncate", code=2).said
 
 
 def test_requests_are_filled_up_to_the_limit_and_never_over_it(place: Place) -> None:

@@ -57,3 +57,21 @@ def test_without_chunking_a_text_over_the_limit_is_rejected_and_planned_so(ragin
     assert (reject["id"], reject["error"], reject["stage"]) == (LONG, "too_many_tokens", "embed")
     assert f"{MINILM_TOKENS} that" in reject["message"]
     assert ragingest.json("plan", *given, code=1).document["reject_kinds"] == {"too_many_tokens": 1}
+
+
+def test_a_text_over_the_limit_is_cut_if_wanted_and_stored_whole_and_verified(ragingest: Command) -> None:
+    source = corpus(ragingest)
+    given = (source, *SBERT, "--model", MINILM, "--no-chunk", "--truncate")
+    assert ragingest.json("plan", *given).document["truncated"] == 1
+    ran = ragingest.json("run", *given, "--job", "j", "--device", "cpu")
+    assert (ran.counters["stored"], ran.counters["chunks"]) == (30, 30)
+    assert ran.document["counters"]["books"]["truncated"] == 1
+    whole = next(record["text"] for record in read_lines(source) if record["id"] == LONG)
+    [point] = stored(ragingest.folder, [record["id"] for record in read_lines(source)])[LONG]
+    assert point.text == whole
+    assert "truncated" in ragingest("stats", "j").out
+    assert ragingest("verify", "j", "--vectors").code == 0
+    # BM25 is made of all of it, to its end.
+    last = next(word for word in reversed(whole.split()) if len(word) > 6 and whole.count(word) == 1)
+    found = ragingest("search", last, "--sparse", "-n", "30", "--json").document
+    assert LONG in [hit["id"] for hit in found]

@@ -193,6 +193,83 @@ def test_a_text_is_in_doubt_only_if_it_could_well_be_too_long() -> None:
     assert taught.doubtful(TextSize(1, 38_000, 38_000), 8_191)
 
 
+PROSE = "The library opens at nine, and every reader finds a place. "
+
+
+@pytest.mark.parametrize(
+    ("text", "bytes_", "doubtful"),
+    [
+        (PROSE, 16_000, False),
+        (PROSE, 28_000, False),
+        (PROSE, 31_000, True),
+        ("x = {'a': [1, 2, 3], 'b': 0xFF}\n", 15_000, False),
+        ("x = {'a': [1, 2, 3], 'b': 0xFF}\n", 16_000, True),
+        ("Библиотека открывается в девять. ", 15_000, False),
+        ("Библиотека открывается в девять. ", 16_000, True),
+        ("図書館は九時に開きます。", 9_000, False),
+        ("図書館は九時に開きます。", 10_500, True),
+    ],
+)
+def test_at_first_prose_is_believed_to_be_prose_and_all_else_to_have_twice_its_tokens(
+    text: str, bytes_: int, doubtful: bool
+) -> None:
+    size = measure(text * (bytes_ // len(text.encode())))
+    assert TokenEstimator().doubtful(size, 8_191) is doubtful
+
+
+# -- the beginning of a text ---------------------------------------------------------------------------
+
+PIECES = st.sampled_from([PROSE, "word ", "é", "図書館", "🔒", "0x1F;", "\n"])
+LONG_TEXTS = st.lists(PIECES, max_size=40).map("".join)
+
+
+@given(text=LONG_TEXTS, limit=st.integers(3, 200), special=st.integers(0, 2))
+def test_the_certain_beginning_fits_by_its_bytes_and_no_longer_one_does(
+    text: str, limit: int, special: int
+) -> None:
+    estimator = TokenEstimator(special)
+    part = estimator.certain_beginning(text, limit)
+    assert text.startswith(part)
+    assert estimator.fits(part, limit) or not part
+    if part != text:
+        assert not estimator.fits(text[: len(part) + 1], limit)
+
+
+@given(text=LONG_TEXTS, limit=st.integers(3, 200), special=st.integers(0, 2))
+def test_with_exact_counts_the_beginning_fits_and_no_longer_one_does(text: str, limit: int, special: int) -> None:
+    def count(part: str) -> int:
+        return -(-len(part.encode()) // 3)
+
+    part = TokenEstimator(special).beginning(text, limit, count)
+    assert text.startswith(part)
+    assert count(part) + special <= limit or not part
+    if part != text:
+        assert count(text[: len(part) + 1]) + special > limit
+
+
+@given(text=LONG_TEXTS, limit=st.integers(3, 200))
+def test_without_counts_it_is_not_in_doubt_nor_shorter_than_the_certain_one(text: str, limit: int) -> None:
+    estimator = TokenEstimator()
+    part = estimator.beginning(text, limit)
+    assert text.startswith(part)
+    assert not estimator.doubtful(measure(part), limit)
+    assert part == text or len(part.encode()) >= len(estimator.certain_beginning(text, limit).encode()) - 4
+
+
+def test_a_text_is_cut_at_the_same_place_whatever_was_learned() -> None:
+    text = PROSE * 1000
+    untaught = TokenEstimator().beginning(text, 8_191)
+    assert 8_191 < len(untaught) < len(text)
+    for ratio in (0.18, 0.25, 0.4):
+        assert learned(ratio).beginning(text, 8_191) == untaught
+
+
+def test_what_is_not_in_doubt_is_not_cut() -> None:
+    text = PROSE * 600
+    assert TokenEstimator().doubtful(measure(text), 8_191)
+    assert learned(0.2).beginning(text, 8_191) == text
+
+
 @pytest.mark.parametrize(
     "make",
     [
