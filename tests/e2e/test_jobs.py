@@ -109,9 +109,9 @@ def test_only_a_finished_job_with_its_list_can_be_retried(ragingest: Command) ->
     ragingest("run", source, "--job", "j", *NO_WORK, code=3)
     assert "ragingest resume j" in ragingest("retry", "j", code=2).err
     ragingest("resume", "j", "--max-errors", "100%", code=1)
+    assert "there is no file" in ragingest("retry", "j", "--from", "missing.jsonl", code=4).err
     (ragingest.folder / "checkpoints" / "j.rejects.jsonl").unlink()
     assert "is gone" in ragingest("retry", "j", code=2).err
-    assert "there is no file" in ragingest("retry", "j", "--from", "missing.jsonl", code=2).err
 
 
 # -- list, rm, unlock --------------------------------------------------------------------------------
