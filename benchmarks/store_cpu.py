@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import pinecone as pinecone_client
 import psycopg
 from pgvector.psycopg import register_vector
+from pinecone.grpc import GrpcIndex
 from psycopg.types.json import Jsonb
 from qdrant_client import QdrantClient, models
 
@@ -25,7 +27,9 @@ from ragingest.documents import EmbeddedBatch, point_id
 from ragingest.protocols import Store
 from ragingest.settings import StoreSettings
 from ragingest.stores import open_store
+from ragingest.stores.pinecone import PineconeStore
 from tests.loading import Load
+from tests.servers.pinecone_server import IndexConfig, PineconeConfig, PineconeProcess
 from tests.servers.postgres import PostgresServer
 from tests.servers.qdrant_server import QdrantProcess
 
@@ -40,7 +44,9 @@ def ours(store: Store) -> Way:
         encoded = store.encode(batch)
         if encoded is not None:
             batch.wire = [row for row in encoded if isinstance(row, bytes)]
-        store.upsert(batch)
+        packer = PointPacker(store.limits.max_points, store.limits.max_bytes)
+        for full in (*packer.add(batch), *packer.flush()):
+            store.upsert(full)
 
     return write
 
@@ -203,6 +209,53 @@ def qdrant(protocol: str, what: Load) -> dict[str, Any]:
     return figures
 
 
+def records_of(batch: EmbeddedBatch) -> list[dict[str, Any]]:
+    """What the client's `upsert` takes; it has no use for arrays."""
+    return [
+        {
+            "id": f"{chunk.document.id}#{chunk.number}",
+            "values": vector,
+            "metadata": {
+                "id": chunk.document.id,
+                "chunk": chunk.number,
+                "chunks": chunk.document.chunks,
+                "digest": chunk.document.digest.hex(),
+                **chunk.document.metadata,
+            },
+        }
+        for chunk, vector in zip(batch.chunks, batch.dense.tolist(), strict=True)
+    ]
+
+
+def documented_batches(index: Any, size: int) -> Way:
+    """The client's guide to bulk ingest: `upsert` with a `batch_size` whose requests fit into 2 MB."""
+
+    def write(batch: EmbeddedBatch) -> None:
+        done = index.upsert(vectors=records_of(batch), batch_size=size, show_progress=False)
+        assert not done.has_errors
+
+    return write
+
+
+def pinecone(_folder: Path, what: Load) -> dict[str, Any]:
+    config = PineconeConfig(indexes=[IndexConfig(name="documents", dimension=what.dimensions)], only_digests=True)
+    with PineconeProcess(config) as server:
+        host = server.host("documents")
+        store = PineconeStore("documents", host=host, key="pc-test")
+        store.prepare(what.spec)
+        rest = pinecone_client.Index(host=host, api_key="pc-test")
+        grpc = GrpcIndex(host=host, api_key="pc-test", secure=False)
+        ways = {
+            "ragingest": ours(store),
+            "pinecone, Index.upsert(batch_size=100)": documented_batches(rest, 100),
+            "pinecone, GrpcIndex.upsert(batch_size=500)": documented_batches(grpc, 500),
+        }
+        figures = compared(ways, what)
+        for client in (rest, grpc, store):
+            client.close()
+    return figures
+
+
 def compared(ways: dict[str, Way], what: Load) -> dict[str, Any]:
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(ROUNDS):
@@ -219,6 +272,7 @@ def compared(ways: dict[str, Way], what: Load) -> dict[str, Any]:
 
 STORES: dict[str, Callable[[Path, Load], dict[str, Any]]] = {
     "pgvector": pgvector,
+    "pinecone": pinecone,
     "qdrant-rest": lambda _folder, what: qdrant("rest", what),
     "qdrant-grpc": lambda _folder, what: qdrant("grpc", what),
 }

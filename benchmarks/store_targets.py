@@ -11,7 +11,9 @@ from typing import NamedTuple
 from ragingest.protocols import Store
 from ragingest.settings import StoreSettings
 from ragingest.stores import open_store
+from ragingest.stores.pinecone import PineconeStore
 from tests.servers.faults import rate_limited, reset_after, reset_before, status
+from tests.servers.pinecone_server import IndexConfig, PineconeConfig, PineconeControl, PineconeProcess
 from tests.servers.postgres import PostgresServer
 from tests.servers.postgres_line import FaultyLine, LineFault
 from tests.servers.qdrant_server import QdrantProcess
@@ -24,6 +26,13 @@ class Target(NamedTuple):
 
     store: Callable[[bool], Store]
     faults: str
+
+
+ODDS = [
+    (0.05, fault)
+    for fault in (rate_limited(0.01), rate_limited(), status(500), status(503), reset_before(), reset_after())
+]
+IN_WORDS = "429 with Retry-After and without, 500, 503, a reset before the write and one after it, 1 in 20 each"
 
 
 @contextmanager
@@ -40,19 +49,26 @@ def _pgvector(_folder: Path) -> Iterator[Target]:
 
 @contextmanager
 def _qdrant(protocol: str, _folder: Path) -> Iterator[Target]:
-    kinds = [rate_limited(0.01), rate_limited(), status(500), status(503), reset_before(), reset_after()]
-    odds = [(0.05, fault) for fault in kinds]
     with QdrantProcess() as server:
         url = server.url if protocol == "rest" else server.grpc_url
 
         def store(faulty: bool) -> Store:
-            server.control(odds=odds if faulty else [], seed=1)
+            server.control(odds=ODDS if faulty else [], seed=1)
             return open_store(StoreSettings(store="qdrant", url=url))
 
-        yield Target(
-            store,
-            "429 with Retry-After and without, 500, 503, a reset before the write and one after it, 1 in 20 each",
-        )
+        yield Target(store, IN_WORDS)
+
+
+@contextmanager
+def _pinecone(_folder: Path) -> Iterator[Target]:
+    with PineconeProcess(PineconeConfig(indexes=[IndexConfig(name="documents", dimension=1536)])) as server:
+
+        def store(faulty: bool) -> Store:
+            server.control(PineconeControl(odds=ODDS, seed=1) if faulty else PineconeControl(script=[]))
+            return PineconeStore("documents", host=server.host("documents"), key="pc-test")
+
+        yield Target(store, IN_WORDS)
+        assert server.books.too_large == 0
 
 
 @contextmanager
@@ -62,6 +78,7 @@ def _files(name: str, folder: Path) -> Iterator[Target]:
 
 TARGETS: dict[str, Callable[[Path], AbstractContextManager[Target]]] = {
     "pgvector": _pgvector,
+    "pinecone": _pinecone,
     "qdrant-rest": lambda folder: _qdrant("rest", folder),
     "qdrant-grpc": lambda folder: _qdrant("grpc", folder),
     "jsonl": lambda folder: _files("jsonl", folder),

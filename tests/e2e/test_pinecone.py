@@ -77,8 +77,7 @@ def test_run_again_search_verify(ragingest: Command, server: PineconeServer) -> 
 
     assert ragingest.json("verify", "j").document["missing"] == 0
     lost = [id_ for id_ in server.records("docs", "v1") if id_.startswith("hours-")]
-    for id_ in lost:
-        del server.index("docs").namespaces["v1"][id_]
+    server.index("docs").forget(lost)
     assert ragingest.json("verify", "j", code=1).document["missing"] == len(lost) > 0
     ragingest("verify", "j", "--repair", "--quiet")
     assert server.books.records == {"docs": {"v1": 258}}

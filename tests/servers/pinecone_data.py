@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice, takewhile
 from typing import Any, NamedTuple
 
 import msgspec
@@ -73,6 +75,8 @@ class Index:
         self._limits = limits
         self._only_digests = only_digests
         self._counted: dict[str, int] = {}
+        self._sorted: dict[str, list[str]] = {}
+        """Ids of a namespace in their order, until one of them changes."""
         self.methods: dict[str, Callable[[Any], Any]] = {
             "Upsert": self.upsert,
             "Delete": self.delete,
@@ -93,6 +97,7 @@ class Index:
             )
         records = {vector.id: self._checked(vector) for vector in request.vectors}
         self.namespaces.setdefault(_name(request.namespace), {}).update(records)
+        self._sorted.pop(_name(request.namespace), None)
         return MESSAGES["UpsertResponse"](upserted_count=len(request.vectors))
 
     def _checked(self, vector: Any) -> Stored:
@@ -131,11 +136,19 @@ class Index:
             raise RefusedError(404, "Namespace not found")
         if len(request.ids) > self._limits.deletions:
             raise RefusedError(400, f"Cannot delete more than {self._limits.deletions} ids at once")
+        self._sorted.pop(_name(request.namespace), None)
         for id_ in request.ids:
             records.pop(id_, None)
         if request.delete_all:
             records.clear()
         return MESSAGES["DeleteResponse"]()
+
+    def forget(self, ids: Sequence[str]) -> None:
+        """Lose records, in whatever namespace."""
+        self._sorted.clear()
+        for records in self.namespaces.values():
+            for id_ in ids:
+                records.pop(id_, None)
 
     def fetch(self, request: Any) -> Any:
         records = self.namespaces.get(_name(request.namespace), {})
@@ -150,17 +163,20 @@ class Index:
         return answer
 
     def list(self, request: Any) -> Any:
-        records = self.namespaces.get(_name(request.namespace), {})
+        name = _name(request.namespace)
         limit = request.limit or LIST_LIMIT
         if limit > LIST_LIMIT:
             raise RefusedError(400, f"limit must be at most {LIST_LIMIT}")
-        after = request.pagination_token
-        ids = sorted(id_ for id_ in records if id_.startswith(request.prefix) and id_ > after)
+        if name not in self._sorted:
+            self._sorted[name] = sorted(self.namespaces.get(name, {}))
+        ids = self._sorted[name]
+        start = max(bisect_right(ids, request.pagination_token), bisect_left(ids, request.prefix))
+        page = list(takewhile(lambda id_: id_.startswith(request.prefix), islice(ids, start, start + limit + 1)))
         answer = MESSAGES["ListResponse"](namespace=request.namespace)
-        for id_ in ids[:limit]:
+        for id_ in page[:limit]:
             answer.vectors.add(id=id_)
-        if len(ids) > limit:
-            answer.pagination.next = ids[limit - 1]
+        if len(page) > limit:
+            answer.pagination.next = page[limit - 1]
         return answer
 
     def query(self, request: Any) -> Any:

@@ -52,6 +52,7 @@ from tests.servers.faults import Fault, FaultSource, Script, odds
 from tests.servers.grpc_h2 import PREFACE, Call, GrpcProtocol
 from tests.servers.pinecone_data import Index, IndexConfig, Limits, RefusedError, Stored
 from tests.servers.pinecone_messages import MESSAGES, METHODS
+from tests.servers.process import ServerProcess
 
 __all__ = [
     "IndexConfig",
@@ -59,6 +60,7 @@ __all__ = [
     "PineconeBooks",
     "PineconeConfig",
     "PineconeControl",
+    "PineconeProcess",
     "PineconeServer",
     "control_pinecone",
     "read_pinecone_books",
@@ -132,6 +134,8 @@ class PineconeBooks(msgspec.Struct, frozen=True, kw_only=True):
     most_in_flight: int
     records: dict[str, dict[str, int]]
     """By index and namespace."""
+    hosts: dict[str, str]
+    """Of each index."""
 
     @property
     def upserts(self) -> int:
@@ -181,6 +185,7 @@ class PineconeServer:
                     name: {namespace: len(records) for namespace, records in index.namespaces.items()}
                     for name, index in self._indexes.items()
                 },
+                hosts=dict(self._hosts),
             )
 
     def host(self, index: str) -> str:
@@ -525,9 +530,7 @@ class PineconeServer:
     def _change(self, change: PineconeControl) -> None:
         with self._lock:
             for name, ids in change.forget.items():
-                for records in self._indexes[name].namespaces.values():
-                    for id_ in ids:
-                        records.pop(id_, None)
+                self._indexes[name].forget(ids)
         self._play(change.script, change.odds, change.seed, change.endpoint)
 
     def _play(
@@ -629,6 +632,25 @@ def control_pinecone(url: str, change: PineconeControl) -> None:
     request = urllib.request.Request(f"{url}/_control", data=msgspec.json.encode(change), method="POST")  # noqa: S310 - as above
     with urllib.request.urlopen(request):  # noqa: S310 - as above
         pass
+
+
+class PineconeProcess(ServerProcess):
+    """The server as a process of its own."""
+
+    def __init__(self, config: PineconeConfig | None = None) -> None:
+        encoded = msgspec.json.encode(config or PineconeConfig()).decode()
+        super().__init__("tests.servers.pinecone_server", ["--config", encoded])
+
+    @property
+    def books(self) -> PineconeBooks:
+        return read_pinecone_books(self.url)
+
+    def host(self, index: str) -> str:
+        """Where that index is served."""
+        return self.books.hosts[index]
+
+    def control(self, change: PineconeControl) -> None:
+        control_pinecone(self.url, change)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
