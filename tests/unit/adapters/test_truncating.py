@@ -16,7 +16,7 @@ def test_each_text_over_the_limit_is_embedded_by_its_longest_beginning_that_fits
     told: list[int] = []
     whole = open_embedder("sentence-transformers", model=str(MINILM), device="cpu", sparse=False)
     cutting = Truncating(whole, told.append)
-    long, fits = "archive " * (MINILM_TOKENS + 50), "archive " * MINILM_TOKENS
+    long, fits = "a " * (MINILM_TOKENS + 50), "a " * MINILM_TOKENS
     chunks = chunks_of(["short", long, fits, "Ünïcödé " * 400])
     with pytest.raises(RejectedError, match="--truncate"):
         whole.embed(chunks)
