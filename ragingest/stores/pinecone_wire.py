@@ -24,6 +24,7 @@ import numpy as np
 from ragingest.documents import Chunk, EmbeddedBatch, Fault, Vectors
 from ragingest.errors import RejectedError
 from ragingest.protocols import StoredPoint
+from ragingest.stores.protobuf import key_of, varint
 
 __all__ = [
     "MAX_ID_BYTES",
@@ -86,7 +87,7 @@ class PointEncoder:
         rows = np.ascontiguousarray(batch.dense, dtype="<f4")
         usable = np.isfinite(rows).all(axis=1) & rows.any(axis=1)
         width = rows.shape[1] * 4
-        head = b"\x12" + _varint(width)
+        head = b"\x12" + varint(width)
         values = memoryview(rows.tobytes())
         points: list[bytes | Fault] = []
         for row, chunk in enumerate(batch.chunks):
@@ -102,16 +103,16 @@ class PointEncoder:
             point = b"".join(
                 (
                     b"\n",
-                    _varint(len(name)),
+                    varint(len(name)),
                     name,
                     head,
                     values[row * width : (row + 1) * width],
                     b"\x1a",
-                    _varint(len(metadata)),
+                    varint(len(metadata)),
                     metadata,
                 )
             )
-            points.append(b"\n%b%b" % (_varint(len(point)), point))
+            points.append(b"\n%b%b" % (varint(len(point)), point))
         return points
 
     def _metadata(self, chunk: Chunk) -> bytes:
@@ -136,7 +137,7 @@ class PointEncoder:
 def namespace_field(namespace: str) -> bytes:
     """The namespace's field of an `UpsertRequest`; nothing for the default one."""
     name = namespace.encode()
-    return b"\x12%b%b" % (_varint(len(name)), name) if name else b""
+    return b"\x12%b%b" % (varint(len(name)), name) if name else b""
 
 
 def stored_point(point: str, values: Sequence[float] | Vectors, metadata: Mapping[str, Any] | None) -> StoredPoint:
@@ -254,35 +255,15 @@ def _described(value: object) -> str:
 
 # -- protobuf ------------------------------------------------------------------------------------------
 
-_SHORT = [bytes((n,)) for n in range(128)] + [bytes((n & 127 | 128, n >> 7)) for n in range(128, 16_384)]
-
-
-def _varint(number: int) -> bytes:
-    if number < 16_384:
-        return _SHORT[number]
-    parts = bytearray()
-    while number > 127:
-        parts.append(number & 127 | 128)
-        number >>= 7
-    parts.append(number)
-    return bytes(parts)
-
-
-@lru_cache(4096)
-def _key(key: str) -> bytes:
-    """What an entry of `Struct.fields` begins with, up to the length of its value."""
-    name = key.encode()
-    return b"\n%b%b\x12" % (_varint(len(name)), name)
-
 
 @lru_cache(4096)
 def _number_head(key: str) -> bytes:
-    return b"\n%b%b\x09\x11" % (_varint(len(_key(key)) + 10), _key(key))
+    return b"\n%b%b\x09\x11" % (varint(len(key_of(key)) + 10), key_of(key))
 
 
 @lru_cache(4096)
 def _boolean(key: str, value: bool) -> bytes:
-    return b"\n%b%b\x02\x20%c" % (_varint(len(_key(key)) + 3), _key(key), value)
+    return b"\n%b%b\x02\x20%c" % (varint(len(key_of(key)) + 3), key_of(key), value)
 
 
 def _number(key: str, number: float) -> bytes:
@@ -295,21 +276,21 @@ def _small_number(key: str, number: int) -> bytes:
 
 
 def _string(key: str, text: str) -> bytes:
-    return _entry(_key(key), b"\x1a", text.encode())
+    return _entry(key_of(key), b"\x1a", text.encode())
 
 
 def _strings(key: str, texts: Sequence[str]) -> bytes:
     items = []
     for text in texts:
         encoded = text.encode()
-        length = _varint(len(encoded))
-        items.append(b"\n%b\x1a%b%b" % (_varint(1 + len(length) + len(encoded)), length, encoded))
-    return _entry(_key(key), b"\x32", b"".join(items))
+        length = varint(len(encoded))
+        items.append(b"\n%b\x1a%b%b" % (varint(1 + len(length) + len(encoded)), length, encoded))
+    return _entry(key_of(key), b"\x32", b"".join(items))
 
 
 def _entry(head: bytes, tag: bytes, content: bytes) -> bytes:
     """An entry whose value has one field of that tag, with a length of its own."""
-    length = _SHORT[len(content)] if len(content) < 16_384 else _varint(len(content))
+    length = varint(len(content))
     size = 1 + len(length) + len(content)
-    sized = _SHORT[size] if size < 16_384 else _varint(size)
-    return b"\n%b%b%b%b%b%b" % (_varint(len(head) + len(sized) + size), head, sized, tag, length, content)
+    sized = varint(size)
+    return b"\n%b%b%b%b%b%b" % (varint(len(head) + len(sized) + size), head, sized, tag, length, content)
