@@ -27,7 +27,9 @@ demo: .venv/installed
 	$(BIN)/ragingest stats --checkpoint-dir $(DEMO)/checkpoints
 	$(BIN)/ragingest search "how do I mend a torn page" --limit 3 --store-path $(DEMO)/data
 
+# Compiled first, because tests start the command many times, also where the environment forbids to write .pyc files.
 test: lint
+	$(BIN)/python -m compileall -q ragingest tests
 	$(BIN)/python -m pytest -n 2
 
 crash-test: .venv/tested
