@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import os
 import re
+import ssl
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import grpc
 from pinecone import Pinecone, PineconeValueError, RetryConfig
@@ -68,6 +72,7 @@ RECORD_BYTES = 42_000
 
 API_VERSION = "2025-10"
 METRIC = "cosine"
+CONTROL_PLANE = "https://api.pinecone.io"
 INDEX_SECONDS = 300
 CONNECT_SECONDS = 10.0
 DEFAULT_NAMESPACE = "__default__"
@@ -79,6 +84,10 @@ _OVERSIZE = re.compile(
     r"(request|message|payload|batch)\b.*\b(size|length|larger|large|exceeds)|maximum supported size", re.IGNORECASE
 ).search
 _OTHER_SIZE = re.compile(r"metadata size|per second", re.IGNORECASE).search
+# As gRPC's core, rustls and OpenSSL say it.
+_TLS = re.compile(
+    r"CERTIFICATE_VERIFY_FAILED|invalid peer certificate|InvalidContentType|WRONG_VERSION_NUMBER|record layer failure"
+).search
 _HTTP_STATUS = re.compile(r"(?:http2 header with|response with) status: (\d{3})").search
 
 _INTEGER = re.compile(r"-?\d{1,19}", re.ASCII).fullmatch
@@ -102,6 +111,8 @@ _UNREACHED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, gr
 _OPTIONS = [
     ("grpc.enable_retries", 0),
     ("grpc.primary_user_agent", f"ragingest/{__version__}"),
+    # A channel has a connection of its own, so that another one is another connection.
+    ("grpc.use_local_subchannel_pool", 1),
     # By default it would come to look only every two minutes whether a server is back.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 5_000),
@@ -147,6 +158,8 @@ class PineconeStore:
         self._index: GrpcIndex | None = None
         self._channel: grpc.Channel | None = None
         self._send: Any = None
+        self._lock = threading.Lock()
+        self._authorities: bytes | None = None
         self.limits = StoreLimits(
             max_points=MAX_RECORDS,
             max_bytes=MAX_REQUEST_BYTES - len(self._suffix),
@@ -216,36 +229,53 @@ class PineconeStore:
         """Find the index, and connect to it.
 
         Raises:
-            UsageError: there is no key.
+            UsageError: there is no key, or no such file of authorities.
         """
         if not self._key:
             raise UsageError("there is no key for Pinecone", f"put it into the environment variable {KEY}")
+        self._authorities = _authorities()
         if self._host is None:
             with self._client_errors():
                 self._host = locate()
-        secure = urlsplit(self._host).scheme != "http"
+        self._dial()
+
+    def _dial(self) -> None:
+        """Connect to the index; anew after a time-out, since a connection that has died goes on saying nothing."""
+        host = self._host
+        assert host is not None
+        secure = urlsplit(host).scheme != "http"
         with self._client_errors():
             self._index = GrpcIndex(
-                host=self._host,
+                host=host,
                 api_key=self._key,
                 secure=secure,
                 timeout=self._timeout,
                 connect_timeout=CONNECT_SECONDS,
                 retry_config=RetryConfig(max_retries=0),
+                proxy_url=_proxy_for(host),
             )
-        target = urlsplit(self._host).netloc
+        target = urlsplit(host).netloc
         self._channel = (
-            grpc.secure_channel(target, grpc.ssl_channel_credentials(), options=_OPTIONS)
+            grpc.secure_channel(target, grpc.ssl_channel_credentials(self._authorities), options=_OPTIONS)
             if secure
             else grpc.insecure_channel(target, options=_OPTIONS)
         )
         self._send = self._channel.unary_unary("/VectorService/Upsert")
 
+    def _redial(self, dead: object) -> None:
+        """Leave the connections of that index or channel, once; calls under way on them come to their own end."""
+        with self._lock:
+            if dead in (self._index, self._channel):
+                self._dial()
+
     @property
     def _control_plane(self) -> Pinecone:
         if self._control is None:
             self._control = Pinecone(
-                api_key=self._key, timeout=self._timeout, retry_config=RetryConfig(max_retries=0)
+                api_key=self._key,
+                timeout=self._timeout,
+                retry_config=RetryConfig(max_retries=0),
+                proxy_url=_proxy_for(os.environ.get("PINECONE_CONTROLLER_HOST") or CONTROL_PLANE),
             )
         return self._control
 
@@ -347,21 +377,24 @@ class PineconeStore:
                     raise RejectedError(*point)
                 wire.append(point)
         body = b"".join((*wire, self._suffix))
+        channel, send = self._channel, self._send
         try:
-            answer = self._send(
+            answer = send(
                 body,
                 timeout=self._timeout,
                 metadata=(("api-key", self._key), ("x-pinecone-api-version", API_VERSION)),
             )
         except grpc.RpcError as error:
-            raise self._refused(error) from None
+            raise self._refused(error, channel) from None
         if (stored := _upserted_count(answer)) != len(batch.chunks):
             raise TransientError(f"{self._host} stored {stored} of {len(batch.chunks)} points")
 
-    def _refused(self, error: Any) -> Exception:
+    def _refused(self, error: Any, channel: grpc.Channel | None) -> Exception:
         details = str(error.details())
+        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+            self._redial(channel)
         if error.code() in _UNREACHED and not _HTTP_STATUS(details):
-            return TransientError(f"{self._host} cannot be reached: {self._without_key(details)}")
+            return self._unreached(details)
         told = {
             key: str(value)
             for key, value in (*(error.initial_metadata() or ()), *(error.trailing_metadata() or ()))
@@ -480,6 +513,7 @@ class PineconeStore:
     @contextmanager
     def _client_errors(self) -> Iterator[None]:
         """Sort what the client raises; of reading and deleting nothing is `RejectedError`."""
+        index = self._index
         try:
             yield
         except ApiError as error:
@@ -489,8 +523,12 @@ class PineconeStore:
                     f"Pinecone refused a request: {sorted_}", "check the index and the settings"
                 )
             raise sorted_ from None
-        except (PineconeConnectionError, PineconeTimeoutError) as error:
-            raise TransientError(f"Pinecone cannot be reached: {self._without_key(error.message)}") from None
+        except PineconeTimeoutError as error:
+            if index is not None:
+                self._redial(index)
+            raise self._unreached(error.message) from None
+        except PineconeConnectionError as error:
+            raise self._unreached(error.message) from None
         except PineconeValueError as error:
             raise UsageError(
                 f"Pinecone's client refuses this: {self._without_key(error.message)}",
@@ -498,6 +536,16 @@ class PineconeStore:
             ) from None
         except PineconeError as error:
             raise TransientError(f"Pinecone answered oddly: {self._without_key(str(error))}") from None
+
+    def _unreached(self, message: str) -> Exception:
+        where = self._host or "Pinecone's control plane"
+        told = f"{where} cannot be reached: {self._without_key(message)}"
+        if _TLS(message):
+            return TerminalError(
+                f"TLS: {told}",
+                "check --url (https or http?), or name the authority that signed its certificate: SSL_CERT_FILE=...",
+            )
+        return TransientError(told)
 
     def _sorted(self, status: int, message: str, retry_after: float | None) -> Exception:
         """The error that an answer stands for, as `calls` and the pipeline take it."""
@@ -527,6 +575,31 @@ class PineconeStore:
 
     def _without_key(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
+
+
+def _proxy_for(host: str) -> str | None:
+    """The proxy that the environment names for that address; gRPC's core looks for it by itself."""
+    parts = urlsplit(host)
+    return None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
+
+
+def _authorities() -> bytes | None:
+    """The certificates in SSL_CERT_FILE, as the other clients take them; None: those that gRPC brings along.
+
+    Raises:
+        UsageError: there is no such file, or no certificate in it.
+    """
+    path = os.environ.get("SSL_CERT_FILE")
+    if not path:
+        return None
+    try:
+        certificates = Path(path).read_bytes()
+        ssl.create_default_context(cafile=path)
+    except OSError as error:  # ssl's own errors are such, too
+        raise UsageError(
+            f"SSL_CERT_FILE={path} cannot be read: {error.strerror or error}", "name a file of PEM certificates"
+        ) from None
+    return certificates
 
 
 def _checked_namespace(namespace: str | None) -> str:

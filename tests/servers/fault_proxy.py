@@ -79,6 +79,7 @@ class FaultProxy:
         if self._tls is not None:
             context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
             context.load_cert_chain(*self._tls)
+            context.set_alpn_protocols(["h2", "http/1.1"])  # what gRPC insists on, and what all others choose
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=context)
         self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 

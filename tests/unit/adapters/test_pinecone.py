@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import pytest
+import trustme
 
 from ragingest.batching import PointPacker
 from ragingest.documents import EmbeddedBatch
@@ -18,6 +20,7 @@ from ragingest.settings import StoreSettings
 from ragingest.stores import open_store
 from ragingest.stores.pinecone import PineconeStore
 from tests.contracts.embedding import chunk, document
+from tests.servers.fault_proxy import HALF_OPEN, FaultProxy, Weather
 from tests.servers.faults import (
     Fault,
     cut_body,
@@ -504,3 +507,96 @@ def test_only_dense_searches_of_up_to_ten_thousand(store: PineconeStore) -> None
         store.search(query, 5, "dense", {"$or": "x"})
     with pytest.raises(UsageError, match="sparse"):
         store.prepare(CollectionSpec(8, True, "wordllama", "m"))
+
+
+# -- the way there -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Certificate and key for localhost that the system's authorities know nothing of."""
+    folder = tmp_path_factory.mktemp("tls")
+    issued = (authority := trustme.CA()).issue_cert("localhost", "127.0.0.1")
+    issued.private_key_pem.write_to_path(str(folder / "key.pem"))
+    for blob in (*issued.cert_chain_pems, authority.cert_pem):
+        blob.write_to_path(str(folder / "certificate.pem"), append=True)
+    return folder / "certificate.pem", folder / "key.pem"
+
+
+def test_over_tls_everything_works_if_the_authority_is_known(
+    server: PineconeServer, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+    with FaultProxy(server.host("docs"), tls=certificate) as proxy:
+        host = proxy.url.replace("http://127.0.0.1", "https://localhost")
+        store = PineconeStore("docs", "v1", host=host, key=KEY)
+        store.prepare(SPEC)
+        store.upsert(batch())
+        assert {point.id for point in store.fetch([("d0", 0), ("d1", 0)])} == {"d0", "d1"}
+        store.close()
+
+
+def test_a_certificate_that_nobody_vouches_for_is_terminal(
+    server: PineconeServer, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FaultProxy(server.host("docs"), tls=certificate) as proxy:
+        url = proxy.url.replace("http://127.0.0.1", "https://localhost")
+        for name, host in (("data", url), ("control", None)):
+            monkeypatch.setenv("PINECONE_CONTROLLER_HOST", url)
+            with pytest.raises(TerminalError, match="TLS") as caught:
+                PineconeStore("docs", host=host, key=KEY).prepare(SPEC)
+            assert "SSL_CERT_FILE" in caught.value.hint, name
+        # An upsert meets it too, should the certificate change while a run goes on.
+        store = PineconeStore("docs", host=server.host("docs"), key=KEY)
+        store.prepare(SPEC)
+        store._host = url
+        store._dial()
+        with pytest.raises(TerminalError, match="TLS"):
+            store.upsert(batch())
+        store.close()
+
+
+def test_no_tls_where_it_is_spoken_is_terminal(server: PineconeServer) -> None:
+    with pytest.raises(TerminalError, match="TLS") as caught:
+        PineconeStore("docs", host=server.host("docs").replace("http:", "https:"), key=KEY).prepare(SPEC)
+    assert "https or http" in caught.value.hint
+
+
+def test_a_file_of_authorities_without_any_is_named(
+    server: PineconeServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "empty.pem").touch()
+    for name in ("missing.pem", "empty.pem"):
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / name))
+        with pytest.raises(UsageError, match=name):
+            PineconeStore("docs", host=server.host("docs"), key=KEY).prepare(SPEC)
+
+
+def test_a_connection_that_has_died_in_silence_is_left_for_another(server: PineconeServer) -> None:
+    with FaultProxy(server.host("docs"), [HALF_OPEN, Weather(), HALF_OPEN, Weather()]) as proxy:
+        store = PineconeStore("docs", "v1", host=proxy.url, key=KEY, timeout=1)
+        with pytest.raises(TransientError, match="cannot be reached"):
+            store.prepare(SPEC)
+        store.prepare(SPEC)
+        with pytest.raises(TransientError, match="cannot be reached"):
+            store.upsert(batch())
+        store.upsert(batch())
+        assert {point.id for point in again(lambda: store.fetch([("d0", 0), ("d1", 0)]))} == {"d0", "d1"}
+        store.close()
+
+
+def test_what_the_environment_names_as_a_proxy_is_gone_through(
+    server: PineconeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    with pytest.raises(TransientError):
+        opened().prepare(SPEC)
+    with pytest.raises(TransientError):
+        PineconeStore("docs", host=server.host("docs"), key=KEY).prepare(SPEC)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    store = opened()
+    store.prepare(SPEC)
+    store.upsert(batch())
+    store.close()
