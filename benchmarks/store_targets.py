@@ -16,7 +16,7 @@ from tests.servers.faults import rate_limited, reset_after, reset_before, status
 from tests.servers.pinecone_server import IndexConfig, PineconeConfig, PineconeControl, PineconeProcess
 from tests.servers.postgres import PostgresServer
 from tests.servers.postgres_line import FaultyLine, LineFault
-from tests.servers.qdrant_server import QdrantProcess
+from tests.servers.qdrant_server import QdrantConfig, QdrantProcess
 
 __all__ = ["TARGETS", "Target"]
 
@@ -36,7 +36,7 @@ IN_WORDS = "429 with Retry-After and without, 500, 503, a reset before the write
 
 
 @contextmanager
-def _pgvector(_folder: Path) -> Iterator[Target]:
+def _pgvector(_: Path) -> Iterator[Target]:
     faults: list[LineFault | None] = ["lost", None, None, "cut", None, None, "cut", None, None, None]
     with PostgresServer() as server, FaultyLine(server.folder) as line:
 
@@ -48,19 +48,22 @@ def _pgvector(_folder: Path) -> Iterator[Target]:
 
 
 @contextmanager
-def _qdrant(protocol: str, _folder: Path) -> Iterator[Target]:
+def _qdrant(protocol: str, _: Path) -> Iterator[Target]:
     with QdrantProcess() as server:
         url = server.url if protocol == "rest" else server.grpc_url
 
         def store(faulty: bool) -> Store:
-            server.control(odds=ODDS if faulty else [], seed=1)
+            server.control(odds=ODDS, seed=1) if faulty else server.control(script=[])
             return open_store(StoreSettings(store="qdrant", url=url))
 
         yield Target(store, IN_WORDS)
+        books = server.books
+        assert books.refused_for_size == 0
+        assert max(size for _, size in books.upserts) <= QdrantConfig().max_body_bytes
 
 
 @contextmanager
-def _pinecone(_folder: Path) -> Iterator[Target]:
+def _pinecone(_: Path) -> Iterator[Target]:
     with PineconeProcess(PineconeConfig(indexes=[IndexConfig(name="documents", dimension=1536)])) as server:
 
         def store(faulty: bool) -> Store:
@@ -72,7 +75,7 @@ def _pinecone(_folder: Path) -> Iterator[Target]:
 
 
 @contextmanager
-def _files(name: str, folder: Path) -> Iterator[Target]:
+def _folder(name: str, folder: Path) -> Iterator[Target]:
     yield Target(lambda _faulty: open_store(StoreSettings(store=name, store_path=str(folder))), "none")
 
 
@@ -81,6 +84,7 @@ TARGETS: dict[str, Callable[[Path], AbstractContextManager[Target]]] = {
     "pinecone": _pinecone,
     "qdrant-rest": lambda folder: _qdrant("rest", folder),
     "qdrant-grpc": lambda folder: _qdrant("grpc", folder),
-    "jsonl": lambda folder: _files("jsonl", folder),
-    "parquet": lambda folder: _files("parquet", folder),
+    "qdrant-edge": lambda folder: _folder("qdrant-edge", folder),
+    "jsonl": lambda folder: _folder("jsonl", folder),
+    "parquet": lambda folder: _folder("parquet", folder),
 }
