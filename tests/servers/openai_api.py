@@ -36,19 +36,14 @@ A batch goes through `validating`, `in_progress`, `finalizing`, `completed` as i
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import signal
-import socket
-import struct
-import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import msgspec
 from aiohttp import BodyPartReader, ClientPayloadError, web
@@ -61,7 +56,9 @@ from tests.servers.config import BatchOutcome, Control, ServerConfig
 from tests.servers.embeddings import Embedder, EmbeddingsRequest, parse_cohere, parse_openai
 from tests.servers.faults import Fault, FaultSource, Script, odds
 from tests.servers.limits import RateLimits
+from tests.servers.process import serve
 from tests.servers.remote import control, read_books
+from tests.servers.threads import ServerThread, listening, reset
 from tests.servers.vectors import digest_of, vector_of
 
 __all__ = [
@@ -92,7 +89,7 @@ class _Call:
 _Parse = Callable[[web.Request], Awaitable[_Call]]
 
 
-class EmbeddingsServer:
+class EmbeddingsServer(ServerThread):
     """The server in a thread of its own, while the `with` block runs. All methods may be called from any thread.
 
     `clock` is what the rate limits count by.
@@ -101,8 +98,8 @@ class EmbeddingsServer:
     def __init__(
         self, config: ServerConfig | None = None, *, port: int = 0, clock: Callable[[], float] = time.monotonic
     ) -> None:
+        super().__init__()
         self.config = config or ServerConfig()
-        self.url = ""
         self._port = port
         self._clock = clock
         self._latency = self.config.latency
@@ -111,12 +108,6 @@ class EmbeddingsServer:
         self._limits = RateLimits(self.config.rpm, self.config.tpm, self.config.window)
         self._embedder = Embedder(self.config)
         self._scripts: dict[Endpoint, Script] = {"embeddings": Script(), "files": Script(), "batches": Script()}
-        self._started = threading.Event()
-        self._failure: OSError | None = None
-        self._crashes: list[Exception] = []
-        self._thread: threading.Thread | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._stop: asyncio.Event | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._files = FileStore()
         self._batches = BatchStore(self.config, self._files, self._embedder, self._ledger)
@@ -171,51 +162,18 @@ class EmbeddingsServer:
         with self._lock:
             self._batches.advance(batch_id)
 
-    def __enter__(self) -> Self:
-        self._thread = threading.Thread(
-            target=lambda: asyncio.run(self._serve()), name="embeddings-server", daemon=True
-        )
-        self._thread.start()
-        self._started.wait()
-        if self._failure is not None:
-            self._thread.join()
-            self._files.close()
-            raise self._failure
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._thread is not None
-        assert self._loop is not None
-        assert self._stop is not None
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join()
-        self._files.close()
-        if kind is None and self._crashes:
-            raise RuntimeError("the server itself failed in a request, and answered 500") from self._crashes[0]
-
-    async def _serve(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._stop = asyncio.Event()
-        runner = web.AppRunner(self._application(), access_log=None, shutdown_timeout=0.1)
-        await runner.setup()
-        try:
-            site = web.TCPSite(runner, "127.0.0.1", self._port, backlog=1024)
+    @asynccontextmanager
+    async def _serving(self) -> AsyncIterator[None]:
+        async with listening(self._application(), self._port) as self.url:
             try:
-                await site.start()
-            except OSError as error:
-                self._failure = error
-                return
-            self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-            self._started.set()
-            await self._stop.wait()
-        finally:
-            # Slow answers are not waited for.
-            for task in self._tasks:
-                task.cancel()
-            await runner.cleanup()
-            self._started.set()
+                yield
+            finally:
+                # Slow answers are not waited for.
+                for task in self._tasks:
+                    task.cancel()
+
+    def _release(self) -> None:
+        self._files.close()
 
     def _application(self) -> web.Application:
         application = web.Application(
@@ -277,7 +235,8 @@ class EmbeddingsServer:
                 if fault is not None and fault.kind in faults.REFUSED:
                     if fault.kind == "reset_before":
                         self._ledger.closed(endpoint, "reset", fault.kind, None)
-                        return _reset(request)
+                        reset(request.transport)
+                        return web.Response()
                     answer = refused_by_fault(fault, dialect)
                 else:
                     with self._lock:
@@ -323,7 +282,8 @@ class EmbeddingsServer:
             endpoint, "reset" if kind == "reset_after" else str(answer.status), kind, answer.charge, outcome
         )
         if kind == "reset_after":
-            return _reset(request)
+            reset(request.transport)
+            return web.Response()
         body = answer.body
         if kind in ("cut_body", "cut_json") and isinstance(body, Path):
             body = body.read_bytes()
@@ -497,31 +457,5 @@ class EmbeddingsServer:
             self.script(script, endpoint=endpoint)
 
 
-def _reset(request: web.Request) -> web.Response:
-    """End the connection with a RST."""
-    transport = request.transport
-    if transport is not None:
-        connection: socket.socket = transport.get_extra_info("socket")
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        transport.abort()
-    return web.Response()
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Serve until SIGTERM or SIGINT."""
-    parser = argparse.ArgumentParser(prog="python -m tests.servers.openai_api")
-    parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--config", default="{}", help="ServerConfig as JSON")
-    options = parser.parse_args(arguments)
-    config = msgspec.json.decode(options.config, type=ServerConfig)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: stop.set())
-    with EmbeddingsServer(config, port=options.port) as server:
-        sys.stdout.write(server.url + "\n")
-        sys.stdout.flush()
-        stop.wait()
-
-
 if __name__ == "__main__":
-    main()
+    serve(ServerConfig, EmbeddingsServer)

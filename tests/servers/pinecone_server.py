@@ -18,7 +18,7 @@ As a process::
     python -m tests.servers.pinecone_server --config '{"odds": [[0.3, {"kind": "status"}]]}'
 
 The first line on stdout is the control plane's URL. GET /_books answers `PineconeBooks` as JSON, POST /_control
-takes `PineconeControl`; see `read_pinecone_books` and `control_pinecone`.
+takes `PineconeControl`: `PineconeProcess` does both.
 
 A request is read, its key is checked (401), the script of its endpoint is asked for a fault, what a fault refuses is
 refused, the size is checked, and then it is done. A fault of the kind `slow` is answered late, after the work was
@@ -29,20 +29,13 @@ and `control`.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import signal
-import socket
-import struct
-import sys
 import threading
 import time
-import urllib.request
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from types import TracebackType
-from typing import Any, Literal, Self
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Literal
 
 import msgspec
 from aiohttp import web
@@ -52,7 +45,9 @@ from tests.servers.faults import Fault, FaultSource, Script, odds
 from tests.servers.grpc_h2 import PREFACE, Call, GrpcProtocol
 from tests.servers.pinecone_data import Index, IndexConfig, Limits, RefusedError, Stored
 from tests.servers.pinecone_messages import MESSAGES, METHODS
-from tests.servers.process import ServerProcess
+from tests.servers.process import ServerProcess, serve
+from tests.servers.remote import post_json, read_json
+from tests.servers.threads import ServerThread, reset
 
 __all__ = [
     "IndexConfig",
@@ -62,8 +57,6 @@ __all__ = [
     "PineconeControl",
     "PineconeProcess",
     "PineconeServer",
-    "control_pinecone",
-    "read_pinecone_books",
 ]
 
 Endpoint = Literal["Upsert", "Delete", "Fetch", "List", "Query", "DescribeIndexStats", "control"]
@@ -142,12 +135,13 @@ class PineconeBooks(msgspec.Struct, frozen=True, kw_only=True):
         return sum(self.requests.get("Upsert", {}).values())
 
 
-class PineconeServer:
+class PineconeServer(ServerThread):
     """The server in a thread of its own, while the `with` block runs. All methods may be called from any thread."""
 
-    def __init__(self, config: PineconeConfig | None = None) -> None:
+    def __init__(self, config: PineconeConfig | None = None, *, port: int = 0) -> None:
+        super().__init__()
         self.config = config or PineconeConfig()
-        self.url = ""
+        self._port = port
         self._lock = threading.RLock()
         self._indexes: dict[str, Index] = {}
         self._ports: dict[int, Index] = {}
@@ -160,11 +154,6 @@ class PineconeServer:
         self._in_flight = 0
         self._most_in_flight = 0
         self._moments: deque[float] = deque()
-        self._crashes: list[BaseException] = []
-        self._started = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._stop: asyncio.Event | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._runner: web.AppRunner | None = None
         self._servers: list[asyncio.Server] = []
@@ -208,36 +197,17 @@ class PineconeServer:
         with self._lock:
             self._scripts.setdefault(endpoint, Script()).replace(source)
 
-    def __enter__(self) -> Self:
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="pinecone", daemon=True)
-        self._thread.start()
-        self._started.wait()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._thread is not None
-        assert self._loop is not None
-        assert self._stop is not None
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join()
-        if kind is None and self._crashes:
-            raise RuntimeError("the server itself failed in a request") from self._crashes[0]
-
-    async def _serve(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._stop = asyncio.Event()
+    @asynccontextmanager
+    async def _serving(self) -> AsyncIterator[None]:
         application = web.Application(client_max_size=2**31)
         application.router.add_route("*", "/{path:.*}", self._handle_http)
         self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         try:
-            self.url = await self._listen(None)
+            self.url = await self._listen(None, self._port)
             for config in self.config.indexes:
                 await self._create(config)
-            self._started.set()
-            await self._stop.wait()
+            yield
         finally:
             for task in self._tasks:
                 task.cancel()
@@ -246,12 +216,11 @@ class PineconeServer:
             for connection in self._connections:
                 connection.abort()
             await self._runner.cleanup()
-            self._started.set()
 
-    async def _listen(self, index: Index | None) -> str:
-        server = await asyncio.get_running_loop().create_server(self._protocol, "127.0.0.1", 0, backlog=1024)
+    async def _listen(self, index: Index | None, port: int = 0) -> str:
+        server = await asyncio.get_running_loop().create_server(self._protocol, "127.0.0.1", port, backlog=1024)
         self._servers.append(server)
-        port: int = server.sockets[0].getsockname()[1]
+        port = server.sockets[0].getsockname()[1]
         if index is not None:
             self._ports[port] = index
         return f"http://127.0.0.1:{port}"
@@ -289,7 +258,7 @@ class PineconeServer:
             call.headers.get("api-key"),
             len(call.body) - 5,
             lambda: request_class.FromString(call.message),
-            _Ways(fail, answer, call.answer_http, lambda: _reset(call.transport)),
+            _Ways(fail, answer, call.answer_http, lambda: reset(call.transport)),
         )
 
     async def _handle_http(self, request: web.Request) -> web.StreamResponse:
@@ -313,8 +282,8 @@ class PineconeServer:
         def http(status: int, content_type: str, content: bytes, headers: Mapping[str, str]) -> None:
             answers.append(web.Response(status=status, body=content, headers=headers, content_type=content_type))
 
-        def reset() -> None:
-            _reset(transport)
+        def broken() -> None:
+            reset(transport)
             answers.append(web.Response())
 
         parse = _from_query if request.method == "GET" else _from_json
@@ -325,7 +294,7 @@ class PineconeServer:
             request.headers.get("Api-Key"),
             len(body),
             lambda: parse(source, MESSAGES[f"{method}Request"]),
-            _Ways(fail, answer, http, reset),
+            _Ways(fail, answer, http, broken),
         )
         return answers[0]
 
@@ -454,7 +423,7 @@ class PineconeServer:
                 lambda status, kind, content, headers: answers.append(
                     web.Response(status=status, body=content, headers=headers, content_type=kind)
                 ),
-                lambda: _reset(transport),
+                lambda: reset(transport),
             )
             if self._refused("control", fault, ways):
                 return answers[0] if answers else web.Response()
@@ -481,7 +450,8 @@ class PineconeServer:
         if index is None:
             raise RefusedError(404, f"Resource {rest[0]} not found")
         if method == "PATCH":
-            index.tags.update(msgspec.json.decode(body).get("tags") or {})
+            changed = {**index.tags, **(msgspec.json.decode(body).get("tags") or {})}
+            index.tags = {name: value for name, value in changed.items() if value}
         elif method == "DELETE":
             with self._lock:
                 del self._indexes[rest[0]]
@@ -612,28 +582,6 @@ def _error(status: int, message: str, headers: Mapping[str, str]) -> web.Respons
     return _json({"status": status, "error": {"code": code, "message": message}}, status, headers)
 
 
-def _reset(transport: asyncio.BaseTransport) -> None:
-    """End the connection with a RST."""
-    assert isinstance(transport, asyncio.Transport)
-    connection: socket.socket = transport.get_extra_info("socket")
-    with suppress(OSError):  # the client is gone
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    transport.abort()
-
-
-def read_pinecone_books(url: str) -> PineconeBooks:
-    """The books of a server in another process."""
-    with urllib.request.urlopen(f"{url}/_books") as answer:  # noqa: S310 - the URL is the test's own server
-        return msgspec.json.decode(answer.read(), type=PineconeBooks)
-
-
-def control_pinecone(url: str, change: PineconeControl) -> None:
-    """Change a server in another process."""
-    request = urllib.request.Request(f"{url}/_control", data=msgspec.json.encode(change), method="POST")  # noqa: S310 - as above
-    with urllib.request.urlopen(request):  # noqa: S310 - as above
-        pass
-
-
 class PineconeProcess(ServerProcess):
     """The server as a process of its own."""
 
@@ -643,29 +591,15 @@ class PineconeProcess(ServerProcess):
 
     @property
     def books(self) -> PineconeBooks:
-        return read_pinecone_books(self.url)
+        return read_json(f"{self.url}/_books", PineconeBooks)
 
     def host(self, index: str) -> str:
         """Where that index is served."""
         return self.books.hosts[index]
 
     def control(self, change: PineconeControl) -> None:
-        control_pinecone(self.url, change)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Serve until SIGTERM or SIGINT."""
-    parser = argparse.ArgumentParser(prog="python -m tests.servers.pinecone_server")
-    parser.add_argument("--config", default="{}", help="PineconeConfig as JSON")
-    config = msgspec.json.decode(parser.parse_args(arguments).config, type=PineconeConfig)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: stop.set())
-    with PineconeServer(config) as server:
-        sys.stdout.write(server.url + "\n")
-        sys.stdout.flush()
-        stop.wait()
+        post_json(f"{self.url}/_control", change)
 
 
 if __name__ == "__main__":
-    main()
+    serve(PineconeConfig, PineconeServer)

@@ -5,16 +5,25 @@ A server is a module that prints its URL as its first line on stdout and ends on
 
 from __future__ import annotations
 
+import argparse
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Protocol, Self, TypeVar
 
-__all__ = ["ServerProcess"]
+import msgspec
+
+from tests.servers.threads import ServerThread
+
+__all__ = ["ServerProcess", "serve"]
+
+C_contra = TypeVar("C_contra", contravariant=True)
 
 PROJECT = Path(__file__).parents[2]
 PATIENCE = 30.0
@@ -105,3 +114,22 @@ class ServerProcess:
             self._process.stdout.close()
         if self._errors is not None:
             self._errors.close()
+
+
+class _Server(Protocol[C_contra]):
+    def __call__(self, config: C_contra, *, port: int) -> ServerThread: ...
+
+
+def serve(kind: type[C_contra], server: _Server[C_contra]) -> None:
+    """Serve as the command line says, until SIGTERM or SIGINT; the URL is the first line on stdout."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--config", default="{}", help=f"{kind.__name__} as JSON")
+    options = parser.parse_args()
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: stop.set())
+    with server(msgspec.json.decode(options.config, type=kind), port=options.port) as running:
+        sys.stdout.write(running.url + "\n")
+        sys.stdout.flush()
+        stop.wait()

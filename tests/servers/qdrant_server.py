@@ -25,20 +25,14 @@ fault that loses an answer comes after the write.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import signal
-import socket
-import struct
-import sys
 import tempfile
 import threading
 import time
-import urllib.request
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import orjson
@@ -48,9 +42,11 @@ from qdrant_client import models
 
 from tests.servers import qdrant_grpc
 from tests.servers.faults import LOST, REFUSED, Fault, FaultSource, Script, odds
-from tests.servers.process import ServerProcess
+from tests.servers.process import ServerProcess, serve
 from tests.servers.qdrant_books import Bookkeeper, QdrantBooks, QdrantConfig, QdrantControl
 from tests.servers.qdrant_engine import Engine, RefusedError
+from tests.servers.remote import post_json, read_json
+from tests.servers.threads import ServerThread, listening, reset
 
 __all__ = ["QdrantBooks", "QdrantConfig", "QdrantProcess", "QdrantServer"]
 
@@ -150,23 +146,16 @@ class Desk:
         return request if self.config.keeps_metadata else request.model_copy(update={"metadata": None})
 
 
-class QdrantServer:
+class QdrantServer(ServerThread):
     """The server in threads of its own, while the `with` block runs. All methods may be called from any thread."""
 
     def __init__(self, config: QdrantConfig | None = None, *, port: int = 0) -> None:
+        super().__init__()
         self.config = config or QdrantConfig()
-        self.url = ""
         self.grpc_url = ""
         self._port = port
         self._folder = tempfile.TemporaryDirectory(prefix="qdrant-")
         self._desk = Desk(self.config, Path(self._folder.name))
-        self._started = threading.Event()
-        self._failure: OSError | None = None
-        self._crashes: list[Exception] = []
-        self._thread: threading.Thread | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._stop: asyncio.Event | None = None
-        self._grpc: Any = None
 
     @property
     def books(self) -> QdrantBooks:
@@ -186,54 +175,21 @@ class QdrantServer:
         """What the next writes say of themselves, instead of `completed`."""
         self._desk.set_statuses(statuses)
 
-    def __enter__(self) -> Self:
-        self._grpc, port = qdrant_grpc.serve(self._desk)
+    @asynccontextmanager
+    async def _serving(self) -> AsyncIterator[None]:
+        service, port = qdrant_grpc.serve(self._desk)
         self.grpc_url = f"grpc://127.0.0.1:{port}"
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="qdrant-rest", daemon=True)
-        self._thread.start()
-        self._started.wait()
-        if self._failure is not None:
-            self._end()
-            raise self._failure
-        return self
+        try:
+            async with listening(self._application(), self._port) as self.url:
+                yield
+        finally:
+            service.stop(grace=0).wait()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._loop is not None
-        assert self._stop is not None
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._end()
-        if kind is None and self._crashes:
-            raise RuntimeError("the server itself failed in a request, and answered 500") from self._crashes[0]
-
-    def _end(self) -> None:
-        assert self._thread is not None
-        self._thread.join()
-        self._grpc.stop(grace=0).wait()
+    def _release(self) -> None:
         self._desk.engine.clear()
         self._folder.cleanup()
 
     # -- REST --------------------------------------------------------------------------------------
-
-    async def _serve(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._stop = asyncio.Event()
-        runner = web.AppRunner(self._application(), access_log=None, shutdown_timeout=0.1)
-        await runner.setup()
-        try:
-            site = web.TCPSite(runner, "127.0.0.1", self._port, backlog=1024)
-            try:
-                await site.start()
-            except OSError as error:
-                self._failure = error
-                return
-            self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-            self._started.set()
-            await self._stop.wait()
-        finally:
-            await runner.cleanup()
-            self._started.set()
 
     def _application(self) -> web.Application:
         application = web.Application(client_max_size=2**31)  # out of the way: Qdrant has a limit of its own
@@ -334,7 +290,8 @@ class QdrantServer:
                 return web.Response(text="<html>Welcome to nginx!</html>", content_type="text/html")
             except ResetError:
                 how = "reset"
-                return _reset(request)
+                reset(request.transport)
+                return web.Response()
             except ConnectionError:
                 return web.Response()
             except Exception as error:
@@ -447,7 +404,8 @@ def _shown(record: models.Record) -> dict[str, Any]:
 async def _broken(request: web.Request, fault: Fault, body: bytes) -> web.StreamResponse:
     """The answer to a write that was applied, lost on its way."""
     if fault.kind == "reset_after":
-        return _reset(request)
+        reset(request.transport)
+        return web.Response()
     half = body[: len(body) // 2]
     if fault.kind == "cut_json":
         return web.Response(body=half, content_type="application/json")
@@ -460,16 +418,6 @@ async def _broken(request: web.Request, fault: Fault, body: bytes) -> web.Stream
     return response
 
 
-def _reset(request: web.Request) -> web.Response:
-    """End the connection with a RST."""
-    transport = request.transport
-    if transport is not None:
-        connection: socket.socket = transport.get_extra_info("socket")
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        transport.abort()
-    return web.Response()
-
-
 class QdrantProcess(ServerProcess):
     """The server as a process of its own."""
 
@@ -479,8 +427,7 @@ class QdrantProcess(ServerProcess):
 
     @property
     def books(self) -> QdrantBooks:
-        with urllib.request.urlopen(f"{self.url}/_books") as answer:  # noqa: S310  # our own server
-            return msgspec.json.decode(answer.read(), type=QdrantBooks)
+        return read_json(f"{self.url}/_books", QdrantBooks)
 
     @property
     def grpc_url(self) -> str:
@@ -488,27 +435,8 @@ class QdrantProcess(ServerProcess):
 
     def control(self, **changes: Any) -> None:
         """Change it while it runs; the names are those of `QdrantControl`."""
-        body = msgspec.json.encode(QdrantControl(**changes))
-        request = urllib.request.Request(f"{self.url}/_control", data=body, method="POST")  # noqa: S310  # as above
-        with urllib.request.urlopen(request):  # noqa: S310  # as above
-            pass
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Serve until SIGTERM or SIGINT."""
-    parser = argparse.ArgumentParser(prog="python -m tests.servers.qdrant_server")
-    parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--config", default="{}", help="QdrantConfig as JSON")
-    options = parser.parse_args(arguments)
-    config = msgspec.json.decode(options.config, type=QdrantConfig)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: stop.set())
-    with QdrantServer(config, port=options.port) as server:
-        sys.stdout.write(server.url + "\n")
-        sys.stdout.flush()
-        stop.wait()
+        post_json(f"{self.url}/_control", QdrantControl(**changes))
 
 
 if __name__ == "__main__":
-    main()
+    serve(QdrantConfig, QdrantServer)
