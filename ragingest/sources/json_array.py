@@ -3,12 +3,17 @@
 A full parser (ijson) would build every value, lose all that follows the first malformed one, and
 could not say where a record starts. Cutting needs only strings and brackets: a bad element costs
 itself, a byte offset makes resuming a seek, and an element over the limit is passed over unheld.
+
+Most elements are cut many at once: if what lies between here and some comma is a list for msgspec, then that comma
+stands between two elements, and msgspec has found the borders of all before it. Where it is none, because an element is
+malformed or the comma was inside one, regular expressions cut one at a time.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -35,6 +40,15 @@ ARRAY_NAMES = ("documents", "data", "records", "items")
 BLOCK_BYTES = 1024 * 1024
 """A block ends with the element that reaches this, so that large elements do not pile up."""
 
+BRACES_TRIED = 64
+"""Opening braces at the end of the buffer that are tried as the beginning of an element."""
+
+BORDERS_TRIED = 4
+"""Of them, those that have the look of one. Each costs a scan of the buffer."""
+
+JOINT_BYTES = 256
+"""White space on either side of a comma, at most, between two elements that are cut at once."""
+
 MATCHED_NESTING = 4
 """Levels of brackets that one regular expression passes over; deeper values are walked."""
 
@@ -59,6 +73,7 @@ _string_rest = re.compile(_STRING_REST, re.DOTALL).match
 _space = re.compile(_SPACE).match
 _structure = re.compile(rb'["\[\]{}]').search
 _scalar = re.compile(rb"[^,\]}\s]*+").match
+_cut = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
 class _BreakError(Exception):
@@ -81,6 +96,10 @@ class ElementReader:
         self._limit = limit
         self._buffer = b""
         self._at = 0
+        self._ahead: Iterator[tuple[int, int, int]] = iter(())
+        """Start and end of elements of the buffer that are cut already, and where the comma behind each ends."""
+        self._grown = True
+        """Whether the buffer has grown since elements were last cut ahead."""
         self._base = 0
         self._stand = 0
         self._depth = 0
@@ -153,6 +172,17 @@ class ElementReader:
         last = ordinal + BLOCK_RECORDS
         full = self.offset + BLOCK_BYTES
         while ordinal < last:
+            ahead = self._next_ahead()
+            if ahead is not None:
+                start, stop, behind = ahead
+                if stop - start <= limit:
+                    if done is None or ordinal not in done:
+                        records.append(Record(ordinal, self._base + start, self._buffer[start:stop]))
+                    self._at = behind
+                    ordinal += 1
+                    self.ordinal = ordinal
+                    continue
+                self._ahead = iter(())
             match = _element(self._buffer, self._at)
             if match is not None and match.end(1) - match.start(1) <= limit:
                 start, stop = match.span(1)
@@ -197,6 +227,29 @@ class ElementReader:
             raise broken or _no_comma(self.offset, follower)
         return True
 
+    def _next_ahead(self) -> tuple[int, int, int] | None:
+        found = next(self._ahead, None)
+        if found is None and self._grown:
+            self._ahead = self._cut_ahead()
+            found = next(self._ahead, None)
+        return found
+
+    def _cut_ahead(self) -> Iterator[tuple[int, int, int]]:
+        """Cut all whole elements of the buffer at once, if they are well-formed; the buffer stays until they are taken."""
+        self._grown = False
+        buffer, at = self._buffer, self._at
+        for end in islice(_borders(buffer, at), BORDERS_TRIED):
+            try:
+                elements = _cut(b"".join((b"[", memoryview(buffer)[at:end], b"]")))
+            except (msgspec.DecodeError, RecursionError):
+                continue
+            for element in elements:
+                start = _end(_space(buffer, at))
+                stop = start + memoryview(element).nbytes
+                at = buffer.find(b",", stop) + 1
+                yield start, stop, at
+            return
+
     # -- walking -----------------------------------------------------------------------------------
 
     def _more(self) -> bool:
@@ -205,6 +258,7 @@ class ElementReader:
         self._base += self._at
         self._buffer = self._buffer[self._at :] + data
         self._at = 0
+        self._grown = True
         return bool(data)
 
     def _peek(self) -> bytes:
@@ -464,6 +518,19 @@ def parse_json_path(path: str | None) -> tuple[str, ...] | None:
             f"--json-path {path!r} does not name one array", "write the keys that lead to it, as in a.b.item"
         )
     return keys
+
+
+def _borders(buffer: bytes, start: int) -> Iterator[int]:
+    """Ends of what may be whole elements, the last first: behind a brace, where a comma and an opening brace follow."""
+    opening = len(buffer)
+    for _ in range(BRACES_TRIED):
+        opening = buffer.rfind(b"{", start, opening)
+        if opening < 0:
+            return
+        comma = buffer.rfind(b",", max(start, opening - JOINT_BYTES), opening)
+        closing = buffer.rfind(b"}", max(start, comma - JOINT_BYTES), max(start, comma))
+        if start < closing < comma and buffer[closing + 1 : opening].translate(None, b" \t\r\n") == b",":
+            yield closing + 1
 
 
 def _end(match: re.Match[bytes] | None) -> int:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from ragingest.documents import Record
 from ragingest.errors import TerminalError
+from ragingest.sources import json_array
 from ragingest.sources.json_array import ARRAY_NAMES, ElementReader
 from ragingest.sources.lines import LineReader
 
@@ -165,6 +166,37 @@ def test_an_element_is_over_the_limit_or_whole_whatever_the_pieces(
     for record, full in zip(records, whole, strict=True):
         assert (record.fault is not None) == (len(full.raw) > limit)
         assert record.raw == (full.raw[:1024] if record.fault else full.raw)
+
+
+@given(
+    pieces=st.lists(
+        st.dictionaries(st.text(max_size=4), json_values, max_size=3).map(lambda value: json.dumps(value).encode())
+        | st.sampled_from(
+            [
+                b'{"a": NaN}',
+                b'{"a" 1}',
+                b'{"a": [{}, {"b": 1}]}',
+                b'{"a": "},{"}',
+                b'{"a": "\\"},{"}',
+                b"1",
+                b'{"\xff": 1}',
+            ]
+        ),
+        max_size=12,
+    ),
+    joint=st.sampled_from([b",", b", ", b",\n", b"\n , \n"]),
+    sizes=piece_sizes,
+)
+def test_elements_are_cut_the_same_many_at_once_and_one_at_a_time(
+    pieces: list[bytes], joint: bytes, sizes: list[int]
+) -> None:
+    document = b"[" + joint.join(pieces) + b"]"
+    at_once, error = elements(document, sizes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_array, "BORDERS_TRIED", 0)
+        one_at_a_time, same_error = elements(document, sizes)
+    assert at_once == one_at_a_time
+    assert (str(error), [record.raw for record in at_once]) == (str(same_error), pieces)
 
 
 json_alphabet = st.lists(
