@@ -1,5 +1,7 @@
 # make demo    ingest the sample corpus and search it
 # make test    format check, lint, types, layers, all tests
+# make bench   measure speed, memory and cost; write docs/performance.md (ten minutes)
+# make bench-peers  against what people use instead; installs them beside (longer)
 # make crash-test  every way to die: killed at every step and at random, bad disks, input, networks (an hour)
 PYTHON ?= python3
 BIN := .venv/bin
@@ -7,7 +9,7 @@ DEMO := .demo
 RUNS ?= 200
 RECORDS ?= 20000
 
-.PHONY: demo test crash-test lint format clean
+.PHONY: demo test bench bench-peers crash-test lint format clean
 
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -21,6 +23,16 @@ RECORDS ?= 20000
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group test
 	@touch $@
 
+.venv/benched: .venv/tested
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group bench
+	@touch $@
+
+.venv-peers/installed: pyproject.toml
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --group bench-peers
+	@touch $@
+
 demo: .venv/installed
 	@rm -rf $(DEMO) && mkdir $(DEMO)
 	$(BIN)/ragingest run sample_data/library_handbook.jsonl --job demo --checkpoint-dir $(DEMO)/checkpoints --store-path $(DEMO)/data
@@ -31,6 +43,15 @@ demo: .venv/installed
 test: lint
 	$(BIN)/python -m compileall -q ragingest tests
 	$(BIN)/python -m pytest -n 2
+
+bench: .venv/benched
+	$(BIN)/python -m compileall -q ragingest tests benchmarks
+	$(BIN)/python -m benchmarks
+
+bench-peers: .venv/benched .venv-peers/installed
+	$(BIN)/python -m compileall -q ragingest tests benchmarks
+	$(BIN)/python -m benchmarks.peer_contest .venv-peers/bin/python
+	$(BIN)/python docs/generate.py
 
 crash-test: .venv/tested
 	$(BIN)/python -m pytest -n 2 tests/faults tests/api tests/e2e/test_copy.py tests/e2e/test_incremental.py tests/e2e/test_verify.py
@@ -47,4 +68,4 @@ format: .venv/tested
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-peers $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

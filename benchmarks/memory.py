@@ -1,31 +1,49 @@
-"""Peak anonymous memory of the default path, with the embedded store and without one, once and ten times the corpus.
+"""Peak anonymous memory over the number of documents: an API and WordLlama without a store, and with Qdrant Edge.
 
-python -m benchmarks.memory CORPUS
+    python -m benchmarks.memory [DOCUMENTS]
+
+Each path at a hundredth, a tenth and all of so many short documents; sampled twenty times a second over all processes.
 """
 
 from __future__ import annotations
 
+import os
 import sys
-from pathlib import Path
+from typing import Any
 
-from benchmarks.corpora import repeated
-from benchmarks.measure import ragingest, report, scratch
+from benchmarks.api import ragingest as over_api
+from benchmarks.contest import Contestant, stage, take_turn
+from benchmarks.corpora import short_records
+from benchmarks.measure import Others, ragingest, report, scratch
 
 
 def main() -> None:
-    corpus = Path(sys.argv[1]).absolute()
-    rows = {}
-    for store in ("null", "qdrant-edge"):
-        for times in (1, 10):
-            with scratch() as folder:
-                longer = repeated(corpus, folder / "corpus.jsonl", times)
-                taken, summary = ragingest(folder, "run", str(longer), "--store", store)
-                count = summary["counters"]["read"]
-                rows[f"{store}, {count:,} records"] = {
-                    "peak anonymous MB": round(taken.peak / 1e6, 1),
-                    "records a second": round(summary["records_per_second"]),
-                }
-    report(f"memory_{corpus.name.split('.')[0]}", rows)
+    most = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
+    sizes = (most // 100, most // 10, most)
+    others = Others()
+    rows: dict[str, list[dict[str, Any]]] = {}
+    with stage() as on:
+        cores = os.sched_getaffinity(0) | on.cores.client
+        for size in sizes:
+            on.corpora[size] = short_records(on.folder / f"short-{size}.jsonl", size)
+        on.corpora[100] = short_records(on.folder / "short-100.jsonl", 100)
+        contestant: Contestant = over_api("API, no store", "--store", "null")
+        rows[contestant.name] = []
+        for size in sizes:
+            turn = take_turn(contestant, on, size)
+            rows[contestant.name].append(_row(size, turn.peak, turn.cpu))
+        for name, store in (("WordLlama, no store", "null"), ("WordLlama, Qdrant Edge", "qdrant-edge")):
+            rows[name] = []
+            for size in sizes:
+                with scratch() as folder:
+                    taken, summary = ragingest(folder, "run", str(on.corpora[size]), "--store", store, cpus=cores)
+                assert summary["counters"]["stored"] == size
+                rows[name].append(_row(size, taken.peak, taken.cpu))
+    report("memory", {"paths": rows, "others": others.share()})
+
+
+def _row(documents: int, peak: int, cpu: float) -> dict[str, Any]:
+    return {"documents": documents, "peak_mb": round(peak / 1e6, 1), "cpu_us": round(cpu / documents * 1e6, 1)}
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.models import OptionInfo, ParameterInfo
 
+from benchmarks.tables import TABLES
 from ragingest.books import Books
 from ragingest.checkpoint import ledger
 from ragingest.checkpoint.state import Checkpoint, PartState
@@ -298,6 +299,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "ledger-schema": ledger_schema,
     "models": models,
     "reject-kinds": reject_kinds,
+    **TABLES,
 }
 
 
