@@ -36,8 +36,8 @@ from ragingest.errors import (
     UsageError,
 )
 from ragingest.events import Counters, Emit, Finishing, Noticed, Progressed, RunFinished, RunStarted, Summary
+from ragingest.memory import own_anonymous_bytes
 from ragingest.protocols import CollectionSpec, Store, StoredPoint
-from ragingest.resources import own_anonymous_bytes
 from ragingest.retries import patiently
 from ragingest.settings import JobSettings, RunOptions, StoreSettings, default_job_name
 from ragingest.stores import open_store

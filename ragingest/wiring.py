@@ -21,10 +21,11 @@ from ragingest.decoding import Decoder, FieldMapping
 from ragingest.embedding import Embedding, open_embedding
 from ragingest.errors import ExitCode, RagingestError, SettingsChangedError, TerminalError, UsageError
 from ragingest.events import Counters, Emit, Noticed, RunFinished, RunStarted, Summary
+from ragingest.memory import SystemGauge
 from ragingest.passes import Passes
 from ragingest.pipeline import Pipeline, PipelineParts
 from ragingest.protocols import CollectionSpec, Source, Store
-from ragingest.resources import ResourceManager, SystemGauge
+from ragingest.resources import ResourceManager
 from ragingest.retries import patiently
 from ragingest.settings import BATCHED, ErrorBudget, JobSettings, Layout, RunOptions, default_job_name
 from ragingest.sources import open_source

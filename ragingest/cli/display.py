@@ -32,8 +32,8 @@ from ragingest.events import (
     RunStarted,
     Summary,
 )
+from ragingest.memory import own_anonymous_bytes
 from ragingest.protocols import Hit
-from ragingest.resources import own_anonymous_bytes
 from ragingest.verifying import Verification
 
 __all__ = [

@@ -23,8 +23,8 @@ import numpy.typing as npt
 from ragingest.documents import Chunk, EmbeddedBatch, Vectors
 from ragingest.embedders.tokenizing import FastTokenizer
 from ragingest.errors import RejectedError, TerminalError, UsageError
+from ragingest.memory import SystemGauge
 from ragingest.protocols import EmbedderLimits, Query
-from ragingest.resources import SystemGauge
 from ragingest.settings import MemoryLimit
 
 __all__ = ["SentenceTransformersEmbedder", "tokens_at_once"]

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 
 from ragingest.documents import EmbeddedBatch, Fault
 from ragingest.errors import RagingestError, RejectedError, TerminalError
+from ragingest.memory import own_anonymous_bytes
 from ragingest.protocols import (
     DEFAULT_LAYOUT,
     Abilities,
@@ -33,7 +34,6 @@ from ragingest.protocols import (
     StoredPoint,
     StoreLimits,
 )
-from ragingest.resources import own_anonymous_bytes
 from ragingest.settings import Layout
 from ragingest.stores.columns import columns_of
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from ragingest.protocols import StoredPoint
 from ragingest.stores.qdrant_edge import QdrantEdgeStore
+from tests.forking import ForkedPopen
 
 SAMPLE_DATA = Path(__file__).parents[2] / "sample_data"
 HANDBOOK = SAMPLE_DATA / "library_handbook.jsonl"
@@ -64,16 +65,19 @@ class Command:
         environment: Mapping[str, str] | None = None,
     ) -> Result:
         """Run it to its end; it must exit with `code`, and never with a traceback."""
-        done = subprocess.run(
+        process = ForkedPopen(
             [sys.executable, "-m", "ragingest", *map(str, arguments)],
             cwd=self.folder,
             env=clean_environment({**self.environment, **(environment or {})}),
-            input=stdin,
-            capture_output=True,
-            timeout=SECONDS,
-            check=False,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
-        result = Result(done.returncode, done.stdout.decode(), done.stderr.decode())
+        try:
+            out, err = process.communicate(stdin, timeout=SECONDS)
+        finally:
+            process.kill()
+        result = Result(process.returncode, out.decode(), err.decode())
         assert result.code == code, result
         assert "Traceback" not in result.err, result.err
         return result

@@ -21,6 +21,7 @@ import msgspec
 from ragingest.checkpoint.state import decode, encode
 from ragingest.documents import document_digest
 from tests.e2e.command import SECONDS, Command, Result, balanced, clean_environment, counts, opened, stored
+from tests.forking import ForkedPopen
 
 LAUNCHER = Path(__file__).with_name("launcher.py")
 
@@ -136,7 +137,7 @@ class Workplace:
     ) -> subprocess.Popen[bytes]:
         """Start the command under the launcher; the caller sees to its end."""
         extra = {"FAULT_LOG": str(self.log), "FAULT": fault, "FAULT_LIMIT": str(limit or "")}
-        return subprocess.Popen(
+        return ForkedPopen(
             [sys.executable, str(LAUNCHER), *map(str, arguments)],
             cwd=self.folder,
             env=clean_environment(extra),
