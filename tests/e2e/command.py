@@ -56,6 +56,7 @@ class Command:
 
     folder: Path
     environment: Mapping[str, str] = field(default_factory=dict)
+    start: type[subprocess.Popen[bytes]] = ForkedPopen
 
     def __call__(
         self,
@@ -65,7 +66,7 @@ class Command:
         environment: Mapping[str, str] | None = None,
     ) -> Result:
         """Run it to its end; it must exit with `code`, and never with a traceback."""
-        process = ForkedPopen(
+        process = self.start(
             [sys.executable, "-m", "ragingest", *map(str, arguments)],
             cwd=self.folder,
             env=clean_environment({**self.environment, **(environment or {})}),

@@ -21,7 +21,6 @@ import msgspec
 from ragingest.checkpoint.state import decode, encode
 from ragingest.documents import document_digest
 from tests.e2e.command import SECONDS, Command, Result, balanced, clean_environment, counts, opened, stored
-from tests.forking import ForkedPopen
 
 LAUNCHER = Path(__file__).with_name("launcher.py")
 
@@ -137,7 +136,7 @@ class Workplace:
     ) -> subprocess.Popen[bytes]:
         """Start the command under the launcher; the caller sees to its end."""
         extra = {"FAULT_LOG": str(self.log), "FAULT": fault, "FAULT_LIMIT": str(limit or "")}
-        return ForkedPopen(
+        return self.command.start(
             [sys.executable, str(LAUNCHER), *map(str, arguments)],
             cwd=self.folder,
             env=clean_environment(extra),
@@ -204,7 +203,7 @@ class Workplace:
         checkpoint = self.command.checkpoint("j")
         assert counts(checkpoint["counters"]) == counters
         assert checkpoint["status"] == result.document["status"] == "completed"
-        assert counters["read"] == len(corpus.lines)
+        assert counters["read"] == len(corpus.lines), (counters, result.err)
         assert counters["rejected"] == len(corpus.rejected)
         self.check_rejects(corpus)
         self.check_content(corpus)

@@ -108,9 +108,9 @@ def test_killed_while_leftover_chunks_are_deleted_it_deletes_them_later(place: W
 def test_killed_in_a_later_run_it_still_knows_what_is_unchanged(place: Workplace) -> None:
     source = SMALL.write(place.folder / "source.jsonl")
     place.run("run", source, *RUN, code=1)
-    grown = Corpus([*SMALL.lines, *make_corpus(200, seed=8, first=1000).lines])
+    grown = Corpus([*make_corpus(200, seed=8, first=1000).lines, *SMALL.lines])
     grown.write(source)
-    place.run("resume", "j", fault="kill:after:Ledger.commit:4", code=-signal.SIGKILL)
+    place.run("resume", "j", fault="kill:after:Ledger.commit:14", code=-signal.SIGKILL)
     before = len(place.embedded())
     result = place.resume()
     place.check(grown, result)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+from dataclasses import replace
 
 import pytest
 
@@ -61,6 +63,9 @@ def test_a_job_that_was_half_deleted_runs_right(loaded: Workplace, fault: str) -
 
 def test_unlock_names_the_process_that_holds_the_lock(place: Workplace) -> None:
     CORPUS.write(place.folder / "source.jsonl")
+    place = Workplace(
+        replace(place.command, start=subprocess.Popen)
+    )  # what is forked has the command line of its parent
     process = place.start("run", *RUN, "--quiet", fault=place.with_gate(2))
     with place.gate(process):
         told = place.command("jobs", "unlock", "j", "--json", code=5).document

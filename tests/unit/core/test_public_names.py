@@ -6,13 +6,19 @@ import pytest
 
 import ragingest
 
+LANGUAGE = {"Any", "TYPE_CHECKING"}
+
 
 def test_every_public_name_exists_once_and_nothing_else_is_public() -> None:
     assert len(set(ragingest.__all__)) == len(ragingest.__all__)
-    offered = {
-        name for name, value in vars(ragingest).items() if not name.startswith("_") and not inspect.ismodule(value)
-    }
+    offered = {name for name in dir(ragingest) if not name.startswith("_")} - LANGUAGE
+    offered = {name for name in offered if not inspect.ismodule(getattr(ragingest, name))}
     assert offered | {"__version__"} == set(ragingest.__all__)
+
+
+def test_what_is_not_public_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        ragingest.nonsense  # noqa: B018
 
 
 @pytest.mark.parametrize("name", [name for name in ragingest.__all__ if name != "__version__"])
