@@ -23,7 +23,7 @@ class CircuitBreaker:
     later calls get a `TerminalError`; the last probe is made no later than that moment.
 
     Each `before` that returns is followed by `succeeded`, `failed` or `abandoned` in the same task:
-    that is how the probe is known. Failures of calls that passed before it opened do not count as
+    that is how the probe is known. A caller that waits for something else in between asks `holds_back` then. Failures of calls that passed before it opened do not count as
     those of a probe.
 
     The law: Nygard's circuit breaker ("Release It!") with exponential backoff.
@@ -84,6 +84,11 @@ class CircuitBreaker:
     def failures(self) -> int:
         """Failures since the last success."""
         return self._failures
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether a call of this task that has waited since `before` must not be made any more: it opened meanwhile."""
+        return self._open and not self._is_probe()
 
     async def before(self) -> None:
         """Return when a call may be made: at once while closed, as the only probe while open.

@@ -25,11 +25,11 @@ _jitter = wait_random_exponential(multiplier=BACKOFF_SECONDS, max=LONGEST_BACKOF
 
 
 def retrying(give_up_after: float, clock: Clock, sleep: Callable[[float], Awaitable[None]]) -> AsyncRetrying:
-    """Calls again after a `TransientError`, which is raised `give_up_after` seconds after the first.
+    """Calls again after a `TransientError`, the last time `give_up_after` seconds after the first.
 
     Waiting for a turn before that does not count. One object serves one call.
     """
-    return AsyncRetrying(sleep=sleep, wait=_jitter, **_rules(give_up_after, clock))
+    return AsyncRetrying(sleep=sleep, **_rules(give_up_after, clock, _jitter))
 
 
 def patiently(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -39,23 +39,25 @@ def patiently(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         TerminalError: it failed all that time.
     """
     try:
-        rules = _rules(PATIENCE_SECONDS, time.monotonic)
-        return Retrying(sleep=time.sleep, wait=_as_told, **rules)(call, *args, **kwargs)
+        rules = _rules(PATIENCE_SECONDS, time.monotonic, _as_told)
+        return Retrying(sleep=time.sleep, **rules)(call, *args, **kwargs)
     except TransientError as error:
         raise TerminalError(str(error), "check the server, and try again") from None
 
 
-def _rules(give_up_after: float, clock: Clock) -> dict[str, Any]:
-    failing_since: list[float] = []
+def _rules(give_up_after: float, clock: Clock, wait: Callable[[RetryCallState], float]) -> dict[str, Any]:
+    deadline: list[float] = []
 
-    def stop(_state: RetryCallState) -> bool:
+    def left() -> float:
         now = clock()
-        failing_since.append(now)
-        return now - failing_since[0] >= give_up_after
+        if not deadline:
+            deadline.append(now + give_up_after)
+        return deadline[0] - now
 
     return {
         "retry": retry_if_exception_type(TransientError),
-        "stop": stop,
+        "stop": lambda _state: left() <= 0,
+        "wait": lambda state: max(0.0, min(wait(state), left())),
         "reraise": True,
     }
 

@@ -35,6 +35,11 @@ __all__ = ["Clock", "RemoteCalls", "RemoteLimits", "Sleep", "ask"]
 FIRST_CONCURRENCY = 8
 """Each step up takes a round trip; a small server of its own still answers so many well within the timeout."""
 
+REFUSED_ALIKE = 10
+"""Different texts, refused one by one before any was answered, after which the settings are doubted."""
+
+HARMLESS = "text"
+
 T = TypeVar("T")
 
 Clock = Callable[[], float]
@@ -123,6 +128,9 @@ class RemoteCalls:
         self._under_way: dict[bytes, _Purchase] = {}
         self._unconfirmed: Counter[bytes] = Counter()
         self._bounded = limits.max_cost is not None or limits.max_tokens is not None
+        self._answered = False
+        self._refused: dict[str, set[str]] = {}
+        """Texts that were refused alone, by the words, until one is answered."""
         self._tokens_set_aside = 0
         self._settled = asyncio.Event()
         self._disk = ThreadPoolExecutor(1, "vectors")
@@ -248,6 +256,10 @@ class RemoteCalls:
             vectors = (await self._with_retries(texts)).vectors
             if self._kept is not None:
                 await self._on_the_disks_thread(self._keep, digests, vectors)
+        except RejectedError as error:
+            if len(texts) == 1 and not self._answered:
+                await self._doubt_the_settings(texts[0], error)
+            raise
         except BaseException:
             vectors = None
             raise
@@ -274,6 +286,26 @@ class RemoteCalls:
         except TransientError as error:
             raise TerminalError(str(error), "resume when it is over; nothing that is done is lost") from None
 
+    async def _doubt_the_settings(self, text: str, error: RejectedError) -> None:
+        """When text by text is refused in the same words and none was ever answered, it may not be the texts.
+
+        Raises:
+            TerminalError: one that nobody can object to is refused too.
+        """
+        alike = self._refused.setdefault(str(error), set())
+        alike.add(text)
+        if len(alike) < REFUSED_ALIKE:
+            return
+        self._refused.clear()
+        try:
+            await self._once([HARMLESS], self._size([HARMLESS]))
+        except RejectedError as again:
+            raise TerminalError(
+                f"{self._api.name} refuses every text: {again}", "check --model, --dimensions and --base-url"
+            ) from None
+        except TransientError:
+            pass  # the next refusal asks again
+
     async def _backoff(self, seconds: float) -> None:
         self._books.waited += seconds
         await self._sleep(seconds)
@@ -290,14 +322,28 @@ class RemoteCalls:
 
     async def _once(self, texts: list[str], size: TextSize) -> Answer:
         """One request on the wire, when the breaker, a slot and both budgets allow it."""
+        while True:
+            await self._breaker.before()
+            try:
+                answer = await self._in_turn(texts, size)
+            finally:
+                self._breaker.abandoned()  # counts only for a probe that ended without an answer
+            if answer is not None:
+                return answer
+
+    async def _in_turn(self, texts: list[str], size: TextSize) -> Answer | None:
+        """One request when a slot and both budgets allow it; None, and none, if the breaker opened meanwhile."""
         estimate = self._estimator.estimate(size.bytes, len(texts), wide=size.wide)
         most = self._estimator.charge(size.bytes, len(texts), strange=size.strange) if self._bounded else 0
-        await self._breaker.before()
         try:
             async with self.concurrency.slot() as slot:
                 await self._set_aside(most)
                 try:
                     request, tokens, amount = await self._allowance(estimate)
+                    if self._breaker.holds_back:
+                        self._requests.refund(1, request)
+                        self._tokens.refund(amount, tokens)
+                        return None
                     answer = await self._send(texts, slot)
                 finally:
                     self._tokens_set_aside -= most
@@ -310,12 +356,11 @@ class RemoteCalls:
                 self._learn(RateNews(*error.news) if error.news else RateNews())
             raise
         except RejectedError:
+            self._tokens.refund(amount, tokens)
             if self._max_request_tokens is not None and size.bytes > self._max_request_tokens:
                 # What was learned of this corpus may be why; by bytes alone nothing is ever too long.
                 self._estimator.forget()
             raise
-        finally:
-            self._breaker.abandoned()  # counts only for a probe that ended without an answer
         if answer.tokens:
             self._estimator.learn(size.bytes, answer.tokens, len(texts), strange=size.strange)
             if answer.tokens > amount:
@@ -375,6 +420,7 @@ class RemoteCalls:
         seconds = self._clock() - began
         slot.succeeded(seconds, len(texts))
         self._breaker.succeeded()
+        self._answered = True
         books.answered += 1
         books.texts += len(texts)
         books.tokens += answer.tokens

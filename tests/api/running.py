@@ -120,7 +120,7 @@ class Place:
         assert books["throttled"] == busy - server.faults.get("quota", 0)
         assert books["texts"] == server.texts_answered
         assert books["tokens"] == server.tokens_answered + server.tokens_spoiled
-        assert books["answered"] == server.by_status["200"] - wasted(server)
+        assert books["answered"] == server.by_status.get("200", 0) - wasted(server)
         assert books["cost"] == (None if price is None else books["tokens"] * price / 1e6)
         assert books["price_per_million"] == price
         assert self.command("stats", job, "--json").document["counters"]["books"] == books

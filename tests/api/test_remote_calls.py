@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from ragingest.books import Books
 from ragingest.checkpoint.vectors import PaidVectors
 from ragingest.documents import Chunk, EmbeddedBatch, Vectors
-from ragingest.embedders.remote import RemoteCalls, RemoteLimits
+from ragingest.embedders.remote import FIRST_CONCURRENCY, RemoteCalls, RemoteLimits
 from ragingest.errors import RejectedError, TerminalError, TransientError
 from ragingest.protocols import Answer, RateNews
 from ragingest.tokens import TokenEstimator
@@ -327,9 +327,9 @@ def test_when_everything_fails_all_give_up_in_time_and_what_was_sent_is_counted(
     outcomes = bench.embed(*batches_of(30))
     assert all(isinstance(outcome, TerminalError) for outcome in outcomes)
     assert any("500: oh no" in str(outcome) for outcome in outcomes)
-    assert 300 <= bench.time.now() <= 300 + 30 + 60
-    # Those that had their turn before the breaker opened, then one at a time at growing intervals.
-    assert len(bench.api.calls) <= 30 + 10 + 10
+    assert 300 <= bench.time.now() <= 300 + 3
+    # Those that were under way when the breaker opened, then one at a time at growing intervals.
+    assert len(bench.api.calls) <= 2 * FIRST_CONCURRENCY + 12
     assert bench.books.requests == len(bench.api.calls)
     assert bench.changes == [True]
 
@@ -366,7 +366,43 @@ def test_a_batch_that_alone_fails_on_and_on_is_given_up(failure: Callable[[], Tr
             await cursed
 
     bench.run(scenario)
-    assert 200 <= bench.time.now() <= 240
+    assert 200 <= bench.time.now() <= 206
+
+
+def test_what_waits_for_a_budget_when_the_breaker_opens_is_not_sent() -> None:
+    bench = Bench([down() for _ in range(16)], latency=3, requests_per_minute=120)
+    batches = batches_of(50)
+    for outcome, texts in zip(bench.embed(*batches), batches, strict=True):
+        right(outcome, texts)
+    opened = bench.api.calls[9].at + 3
+    # One request every half second was due, and the first probe comes after a second.
+    assert [call.at for call in bench.api.calls if opened < call.at < opened + 0.99] == []
+    assert any(opened - 1 < call.at <= opened for call in bench.api.calls)
+
+
+def test_a_setting_that_makes_the_server_refuse_everything_ends_the_run_and_costs_no_text() -> None:
+    class Wrong(FakeApi):
+        async def request(self, texts: Sequence[str]) -> Answer:
+            await super().request(texts)
+            raise RejectedError("refused_by_embedder", "no such dimensions")
+
+    bench = Bench()
+    bench.api = Wrong(bench.time.now)
+    texts = [f"text {number}" for number in range(64)]
+    with pytest.raises(TerminalError, match="refuses every text: no such dimensions") as caught:
+        bench.run(lambda calls: halving(calls, chunks_of(texts)))
+    assert "--dimensions" in caught.value.hint
+    assert len(bench.api.calls) < 40
+
+
+def test_texts_that_are_refused_in_the_same_words_are_to_blame_if_any_other_is_taken() -> None:
+    bench = Bench()
+    texts = [f"{POISON} {number}" for number in range(40)]
+    parts = bench.run(lambda calls: halving(calls, chunks_of([*texts, "good"])))
+    assert [part.text for part in parts if isinstance(part, Chunk)] == texts
+    assert bench.api.answered["good"] == 1
+    assert bench.books.requests == len(bench.api.calls)
+    assert bench.books.texts == bench.api.answered.total() == 2
 
 
 def test_waiting_for_a_turn_is_no_reason_to_give_up_at_the_first_failure() -> None:

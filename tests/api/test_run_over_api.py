@@ -333,6 +333,19 @@ def test_a_cost_cannot_be_bounded_without_a_price(place: Place) -> None:
     assert place.server.books.requests == 0
 
 
+def test_dimensions_that_the_model_does_not_make_stop_the_run_and_reject_no_record(tmp_path: Path) -> None:
+    with Place.opened(tmp_path, models={"home-made": 24}) as place:
+        place.command.write("corpus.jsonl", make(200))
+        arguments = ("run", "corpus.jsonl", "--job", "j", "--embedder", "openai", "--model", "home-made")
+        failed = place.command.json(
+            *(*arguments, "--base-url", place.server.base_url, "--dimensions", "48", "--batch-size", "50"), code=4
+        )
+        assert "Must be at most 24" in failed.said
+        assert "--dimensions" in failed.said
+        assert failed.counters["read"] == failed.counters["rejected"] == 0
+        place.check_books(failed, price=None)
+
+
 # -- texts over the limit -----------------------------------------------------------------------------------------
 
 LONG = [
