@@ -48,6 +48,13 @@ class Books(msgspec.Struct, kw_only=True):
         """Dollars, at list price."""
         return None if self.price_per_million is None else self.tokens * self.price_per_million / 1e6
 
+    def catch_up(self, later: Books) -> None:
+        """Take up what `later`, books of the same run, have more: counts only grow."""
+        for name in COUNTS:
+            setattr(self, name, max(getattr(self, name), getattr(later, name)))
+        for bucket, count in later.latencies.items():
+            self.latencies[bucket] = max(self.latencies.get(bucket, 0), count)
+
     def took(self, seconds: float) -> None:
         """Count the latency of an answer."""
         bucket = 0
@@ -67,3 +74,6 @@ class Books(msgspec.Struct, kw_only=True):
             if seen >= rank:
                 return float(LOWEST_SECONDS * 2 ** ((bucket + 1) / STEPS_A_DOUBLING))
         raise AssertionError("a rank over the total")
+
+
+COUNTS = tuple(name for name in Books.__struct_fields__ if name not in ("price_per_million", "latencies"))

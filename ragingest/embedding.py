@@ -75,6 +75,7 @@ def open_embedding(
     emit: Emit,
     *,
     batches: Path,
+    counted: Path,
     run: int,
     begun: bool,
     sparse: bool = True,
@@ -84,6 +85,7 @@ def open_embedding(
 
     Args:
         batches: where the batches of a batch API are kept in mind.
+        counted: where the books are kept as of the last request.
         run: the run's number; `begun` if this is not its first attempt.
         sparse: make sparse vectors too, because the store keeps them.
         books: is counted into.
@@ -100,7 +102,9 @@ def open_embedding(
     if batches.exists():
         emit(Noticed("this run does not wait for the batches that are under way: their texts are bought again"))
     if settings.embedder in APIS:
-        return _remote(settings, options, books, vectors, emit, sparse=sparse, run=run, begun=begun, fetch=fetch)
+        return _remote(
+            settings, options, books, counted, vectors, emit, sparse=sparse, run=run, begun=begun, fetch=fetch
+        )
     return _local(settings, options, books, emit, sparse=sparse)
 
 
@@ -183,6 +187,7 @@ def _remote(
     settings: JobSettings,
     options: RunOptions,
     books: Books,
+    counted: Path,
     vectors: Path,
     emit: Emit,
     *,
@@ -192,6 +197,7 @@ def _remote(
     fetch: Fetch | None,
 ) -> Embedding:
     # Here, because a run that computes its vectors itself does not need it.
+    from ragingest.checkpoint.counted import CountedBooks
     from ragingest.checkpoint.known import KnownTexts, StoredTexts
     from ragingest.embedders.remote import RemoteCalls
     from ragingest.embedders.truncation import Truncation
@@ -200,6 +206,7 @@ def _remote(
     facts = _facts(settings)
     model = facts.name
     _set_price(books, facts, facts.price_per_million, options)
+    kept_books = CountedBooks(counted, run, books, begun=begun)
     dimensions, asked = _dimensions(settings, options, facts, books)
     api = open_api(name, model, base_url=settings.base_url, dimensions=asked, timeout=options.timeout)
     estimator = TokenEstimator.for_limits(facts.max_request_tokens, facts.special_tokens)
@@ -221,6 +228,7 @@ def _remote(
         kept=kept,
         stored=stored,
         sparse=BM25().encode if sparse else None,
+        counted=kept_books.write,
         on_change=lambda opened: emit(
             Noticed(f"{api.name} {'fails: waiting for it' if opened else 'answers again'}")
         ),
@@ -243,6 +251,7 @@ def _remote(
         if stored is not None:
             stored.close()
         kept.close()
+        kept_books.close()
 
     split: Split = whole
     if settings.chunk:

@@ -235,6 +235,7 @@ def open_job(
             manager.files(job).vectors,
             emit,
             batches=manager.files(job).batches,
+            counted=manager.files(job).books,
             run=checkpoint.run,
             begun=checkpoint.attempts > 1,
             sparse=store.abilities.sparse,

@@ -23,9 +23,10 @@ _STATE_FILE = re.compile(
     r"|(ledger|batches)\.sqlite(\.new)?(-wal|-shm|-journal)?"
     r"|rejects\.jsonl(\.\d+)?(\.tmp)?"
     r"|vectors\.[0-9a-f]{16}(\.damaged\d*|\.known(\.ids)?)?"
+    r"|books"
     r"|lock)"
 ).fullmatch
-_VECTORS = re.compile(r"(?P<job>.+)\.vectors\.[0-9a-f]{16}(\.known(\.ids)?)?").fullmatch
+_OF_A_RUN = re.compile(r"(?P<job>.+)\.(vectors\.[0-9a-f]{16}(\.known(\.ids)?)?|books)").fullmatch
 _ARCHIVED = re.compile(r"(?P<job>.+)_(?P<time>[0-9T]+)_(?P<run>\d+)\.json").fullmatch
 
 WAL_ENDS = ("-wal", "-shm")
@@ -42,6 +43,8 @@ class JobFiles(NamedTuple):
     vectors: Path
     """Beginning of the names of the files that hold paid vectors."""
     batches: Path
+    books: Path
+    """What was sent to an embeddings API, as of the last request."""
 
 
 class Loaded(NamedTuple):
@@ -87,6 +90,7 @@ class CheckpointManager:
                     "lock",
                     "vectors",
                     "batches.sqlite",
+                    "books",
                 )
             )
         )
@@ -232,8 +236,8 @@ class CheckpointManager:
         )
 
     def forget_vectors(self, job: str) -> None:
-        """Drop what a run has kept until the store had it, once that has all; files set aside as damaged stay."""
-        for path in self._entries(self.folder, _VECTORS, job):
+        """Drop what a run has kept for its next attempt, once it is finished; files set aside as damaged stay."""
+        for path in self._entries(self.folder, _OF_A_RUN, job):
             path.unlink(missing_ok=True)
 
     def forget(self, job: str, *, ledger: bool) -> None:

@@ -25,8 +25,8 @@ _JSON = {"Content-Type": "application/json"}
 
 
 class _Embeddings(msgspec.Struct):
-    base64: list[bytes] | None = None
-    numbers: list[list[float]] | None = msgspec.field(default=None, name="float")
+    base64: list[msgspec.Raw] | None = None
+    numbers: list[msgspec.Raw] | None = msgspec.field(default=None, name="float")
 
 
 class _BilledUnits(msgspec.Struct):
@@ -97,7 +97,7 @@ class CohereRequests:
                 f"{self._url} answered 200 with something else than embeddings: "
                 f"{self._endpoint.without_key(shown(data))}"
             ) from None
-        rows: Sequence[bytes | list[float]] = answer.embeddings.base64 or answer.embeddings.numbers or ()
+        rows = answer.embeddings.base64 or answer.embeddings.numbers or ()
         tokens = _tokens(answer.meta)
         if len(rows) != len(texts):
             raise TransientError(f"{self._url} answered {len(rows)} vectors for {len(texts)} texts", tokens=tokens)

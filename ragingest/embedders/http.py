@@ -14,6 +14,7 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 import msgspec
 import numpy as np
+import pybase64
 
 from ragingest.documents import Vectors
 from ragingest.errors import RejectedError, TerminalError, TransientError, UsageError
@@ -25,6 +26,10 @@ __all__ = ["Endpoint", "as_vectors", "rate_news", "shown"]
 CONNECTIONS = 256
 SHOWN_OF_AN_ANSWER = 300
 PIECE_BYTES = 1 << 18
+QUOTE = ord('"')
+PADDING = ord("=")
+
+_decode_row = msgspec.json.Decoder(bytes | list[float]).decode
 
 # A 429 with one of these will not go away by waiting (OpenAI's guide to error codes).
 _SPENT = frozenset(
@@ -227,26 +232,60 @@ def rate_news(headers: Mapping[str, str]) -> RateNews:
     )
 
 
-def as_vectors(embeddings: Sequence[bytes | list[float]], url: str) -> Vectors:
-    """Rows of an answer, at least one: the bytes of little-endian float32, or numbers. Shape (n, d), all finite.
+def as_vectors(embeddings: Sequence[msgspec.Raw], url: str) -> Vectors:
+    """Rows of an answer, at least one, as JSON: base64 of little-endian float32, or arrays of numbers.
+
+    Shape (n, d), all finite.
 
     Raises:
         TransientError: they are no vectors of one length.
     """
-    first = embeddings[0]
-    if len(set(map(type, embeddings))) > 1 or len(set(map(len, embeddings))) > 1:
+    data = _decoded(embeddings)
+    if data is not None:
+        vectors = np.frombuffer(data, "<f4").reshape(len(embeddings), -1).astype(np.float32, copy=False)
+    else:
+        vectors = _one_by_one(embeddings, url)
+    if not np.isfinite(vectors).all():
+        raise TransientError(f"{url} answered a vector with NaN or infinity in it")
+    return vectors
+
+
+def _decoded(embeddings: Sequence[msgspec.Raw]) -> bytes | None:
+    """The bytes of all rows, if each is plain base64 of the same length; a tenth of the CPU of decoding them as JSON."""
+    views = [memoryview(embedding) for embedding in embeddings]
+    length = len(views[0])
+    if length <= 2 or any(len(view) != length or view[0] != QUOTE for view in views):
+        return None
+    rows = [view[1:-1] for view in views]
+    try:
+        if rows[0][-1] != PADDING:
+            # Whole groups of three bytes: joined, they are base64 still.
+            rows = [b"".join(rows)]
+        decoded = [pybase64.b64decode(row, validate=True) for row in rows]
+    except ValueError:
+        return None
+    if any(len(row) != len(decoded[0]) for row in decoded):
+        return None
+    data = decoded[0] if len(decoded) == 1 else b"".join(decoded)
+    return None if len(data) % (4 * len(views)) else data
+
+
+def _one_by_one(embeddings: Sequence[msgspec.Raw], url: str) -> Vectors:
+    """What takes its time: numbers, or strings with escapes in them; and what is wrong."""
+    try:
+        rows = [_decode_row(embedding) for embedding in embeddings]
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise TransientError(f"{url} answered something that is no vector") from None
+    first = rows[0]
+    if len(set(map(type, rows))) > 1 or len(set(map(len, rows))) > 1:
         raise TransientError(f"{url} answered vectors of different lengths or kinds")
     if not first or (isinstance(first, bytes) and len(first) % 4):
         raise TransientError(f"{url} answered something that is no vector")
     if isinstance(first, bytes):
-        flat = np.frombuffer(b"".join(some for some in embeddings if isinstance(some, bytes)), "<f4")
-        vectors = flat.reshape(len(embeddings), -1).astype(np.float32, copy=False)
-    else:
-        with np.errstate(over="ignore"):  # what float32 does not hold becomes infinity
-            vectors = np.array(embeddings, dtype=np.float32)
-    if not np.isfinite(vectors).all():
-        raise TransientError(f"{url} answered a vector with NaN or infinity in it")
-    return vectors
+        flat = np.frombuffer(b"".join(row for row in rows if isinstance(row, bytes)), "<f4")
+        return flat.reshape(len(rows), -1).astype(np.float32, copy=False)
+    with np.errstate(over="ignore"):  # what float32 does not hold becomes infinity
+        return np.array(rows, dtype=np.float32)
 
 
 def _error_of(data: bytes) -> tuple[set[str], str]:

@@ -78,7 +78,7 @@ class _Batches(msgspec.Struct):
 
 
 class _Row(msgspec.Struct):
-    embedding: bytes | list[float]
+    embedding: msgspec.Raw
 
 
 class _Usage(msgspec.Struct):

@@ -87,6 +87,7 @@ class RemoteCalls:
         kept: vectors that were paid for and are on disk; None to keep none.
         stored: vectors that the store has confirmed, for texts that come again; None to buy those again.
         sparse: makes the sparse vectors of texts, in a thread; None for none.
+        counted: is told before each request and after its answer: the books have changed.
         sleep, clock: injected so that tests do not wait.
     """
 
@@ -102,6 +103,7 @@ class RemoteCalls:
         kept: PaidVectors | None = None,
         stored: StoredTexts | None = None,
         sparse: Callable[[Sequence[str]], SparseVectors] | None = None,
+        counted: Callable[[], None] = lambda: None,
         on_change: Callable[[bool], None] = lambda _opened: None,
         sleep: Sleep = asyncio.sleep,
         clock: Clock = time.monotonic,
@@ -118,6 +120,7 @@ class RemoteCalls:
         self._kept = kept
         self._stored = stored
         self._sparse = sparse
+        self._counted = counted
         self._sleep = sleep
         self._clock = clock
         self._requests = RateLimiter(limits.requests_per_minute, clock=clock, sleep=sleep)
@@ -389,8 +392,15 @@ class RemoteCalls:
         self._tokens.learn(news.tokens, news.tokens_left, news.tokens_reset)
 
     async def _send(self, texts: list[str], slot: Slot) -> Answer:
+        self._books.requests += 1
+        self._counted()
+        try:
+            return await self._sent(texts, slot)
+        finally:
+            self._counted()
+
+    async def _sent(self, texts: list[str], slot: Slot) -> Answer:
         books = self._books
-        books.requests += 1
         began = self._clock()
         try:
             answer = await self._api.request(texts)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,19 @@ from tests.servers.faults import LOST, REFUSED, SPOILED
 from tests.servers.openai_api import EmbeddingsServer, digest_of
 from tests.servers.vectors import vector_of
 
-__all__ = ["BATCH", "MODEL", "Place", "answered", "batches", "disturbances", "halvings", "make", "texts_of"]
+__all__ = [
+    "BATCH",
+    "DIMENSIONS",
+    "MODEL",
+    "Place",
+    "answered",
+    "batches",
+    "check_told",
+    "disturbances",
+    "halvings",
+    "make",
+    "texts_of",
+]
 
 KEY = "sk-test-SECRET-0123456789"
 MODEL = "text-embedding-3-small"
@@ -113,16 +126,7 @@ class Place:
     def check_books(self, result: Result, price: float | None = PRICE, job: str = "j") -> dict[str, Any]:
         """That summary, `stats` and checkpoint tell the same of the requests, and it is what the server counted."""
         books: dict[str, Any] = result.document["counters"]["books"]
-        server = self.server.books
-        assert server.in_flight == 0
-        assert books["requests"] == server.requests == sum(server.by_status.values())
-        busy = server.by_status.get("429", 0) + server.by_status.get("503", 0)
-        assert books["throttled"] == busy - server.faults.get("quota", 0)
-        assert books["texts"] == server.texts_answered
-        assert books["tokens"] == server.tokens_answered + server.tokens_spoiled
-        assert books["answered"] == server.by_status.get("200", 0) - wasted(server)
-        assert books["cost"] == (None if price is None else books["tokens"] * price / 1e6)
-        assert books["price_per_million"] == price
+        check_told(books, self.server.books, price)
         assert self.command("stats", job, "--json").document["counters"]["books"] == books
         saved = self.command.checkpoint(job)["counters"]["books"]
         assert sum(saved["latencies"].values()) == books["answered"]
@@ -163,9 +167,31 @@ class Place:
         finally:
             kept.close()
 
+    def in_ledger(self, records: Sequence[dict[str, str]]) -> set[str]:
+        """The texts of those that the job knows to be stored; no process works on it."""
+        path = self.folder / "checkpoints" / "j.ledger.sqlite"
+        if not path.exists():
+            return set()
+        with closing(sqlite3.connect(path)) as db:
+            known = {row[0] for row in db.execute("SELECT id FROM documents WHERE digest <> x''")}
+        return {record["text"] for record in records if record["id"] in known}
+
     @property
     def vectors(self) -> Path:
         return self.folder / "checkpoints" / "j.vectors"
+
+
+def check_told(books: Mapping[str, Any], server: Books, price: float | None = PRICE) -> None:
+    """That a run told of its requests what the server counted."""
+    assert server.in_flight == 0
+    assert books["requests"] == server.requests == sum(server.by_status.values())
+    busy = server.by_status.get("429", 0) + server.by_status.get("503", 0)
+    assert books["throttled"] == busy - server.faults.get("quota", 0)
+    assert books["texts"] == server.texts_answered
+    assert books["tokens"] == server.tokens_answered + server.tokens_spoiled
+    assert books["answered"] == server.by_status.get("200", 0) - wasted(server)
+    assert books["cost"] == (None if price is None else books["tokens"] * price / 1e6)
+    assert books["price_per_million"] == price
 
 
 def wasted(books: Books) -> int:

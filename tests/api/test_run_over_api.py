@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import random
-import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +34,6 @@ FEW = 600
 
 def paid_files(place: Place) -> list[Path]:
     return PaidVectors.files(place.vectors)
-
-
-def in_ledger(folder: Path) -> set[str]:
-    """Documents that the job knows to be stored; no process works on it."""
-    path = folder / "checkpoints" / "j.ledger.sqlite"
-    if not path.exists():
-        return set()
-    with closing(sqlite3.connect(path)) as db:
-        return {row[0] for row in db.execute("SELECT id FROM documents WHERE digest <> x''")}
 
 
 @pytest.fixture
@@ -460,8 +449,7 @@ def test_no_vector_on_disk_is_bought_again_whenever_the_run_is_killed_and_the_st
         place.server.wait_until(lambda books: books.in_flight == 0)
         arguments = ["resume", "j"]
         kept = place.on_disk(texts)
-        loaded = in_ledger(place.folder)
-        safe = kept | {record["text"] for record in records if record["id"] in loaded}
+        safe = kept | place.in_ledger(records)
         assert paid.keys() <= safe
         now = answered(place.server.books, safe)
         assert {text: now[text] for text in paid} == paid
@@ -481,8 +469,8 @@ def test_no_vector_on_disk_is_bought_again_whenever_the_run_is_killed_and_the_st
     assert answered(server, paid) == paid
     assert server.texts_answered - len(set(texts)) <= kills * IN_FLIGHT
     assert paid_files(place) == []
-    # The books miss what was sent between the last checkpoint and the kill, and nothing else.
-    assert result.document["counters"]["books"]["requests"] <= server.requests
+    # Counted before they are sent: of those under way at a kill, some may not have come to the server.
+    assert 0 <= result.document["counters"]["books"]["requests"] - server.requests <= kills * CONCURRENCY
 
 
 def test_a_store_that_is_lost_while_vectors_come_in_costs_none_that_had_arrived(place: Place) -> None:
@@ -503,8 +491,7 @@ def test_a_store_that_is_lost_while_vectors_come_in_costs_none_that_had_arrived(
     assert children
     assert process.returncode == 4
     place.server.wait_until(lambda books: books.in_flight == 0)
-    loaded = in_ledger(place.folder)
-    arrived = place.on_disk(texts) | {record["text"] for record in records if record["id"] in loaded}
+    arrived = place.on_disk(texts) | place.in_ledger(records)
     before = place.server.books
     assert len(arrived) >= before.texts_answered - IN_FLIGHT
     result = place.resume()
