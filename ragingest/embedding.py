@@ -63,6 +63,8 @@ class Embedding:
     sync: Callable[[], None]
     """Makes what was paid for survive a loss of power; called at the checkpoint's pace."""
     aclose: Callable[[], Coroutine[Any, Any, None]]
+    when_room: Callable[[Callable[[], None]], None] = lambda _tell: None
+    """Takes what is to be called when there is more room, though no batch has come to its end."""
     later: Later | None = None
     """If vectors come hours after their texts were sent: what is done between passes over the source."""
 
@@ -262,8 +264,8 @@ def _remote(
         dimensions=dimensions,
         sparse=sparse,
         concurrency=options.max_concurrency,
-        # Those that wait for another try hold no slot, but their batch.
-        room=lambda: calls.concurrency.limit + calls.concurrency.limit // 2 + 1,
+        room=calls.room,
+        when_room=calls.when_room,
         split=split,
         packer=RequestPacker(
             lambda chunk: chunk.text,

@@ -71,20 +71,23 @@ class ResourceManager:
             try:
                 await turn
             except asyncio.CancelledError:
-                self._wake()  # whoever it was that this one was woken for
+                self.wake()  # whoever it was that this one was woken for
                 raise
         self._held += 1
         try:
             yield
         finally:
             self._held -= 1
-            self._wake()
+            self.wake()
 
     def _free(self) -> int:
         return min(self.concurrency, self._room()) - self._held
 
-    def _wake(self) -> None:
-        """Wake no more than there is room for: with many waiting, each wake in vain is CPU for nothing."""
+    def wake(self) -> None:
+        """Give out what slots there are; called when there are more, though none was given back.
+
+        Wakes no more callers than there is room for: with many waiting, each wake in vain is CPU for nothing.
+        """
         free = self._free()
         while free > 0 and self._waiting:
             turn = self._waiting.popleft()

@@ -266,6 +266,7 @@ def open_job(
             emit,
             embedding.room,
         )
+        embedding.when_room(resources.wake)
         sources = [source]
         may_delete = partial(_may_delete, options.max_delete, start.yes) if options.delete_missing else None
 

@@ -256,7 +256,7 @@ def _decoded(embeddings: Sequence[msgspec.Raw]) -> bytes | None:
     length = len(views[0])
     if length <= 2 or any(len(view) != length or view[0] != QUOTE for view in views):
         return None
-    rows = [view[1:-1] for view in views]
+    rows: list[memoryview | bytes] = [view[1:-1] for view in views]
     try:
         if rows[0][-1] != PADDING:
             # Whole groups of three bytes: joined, they are base64 still.

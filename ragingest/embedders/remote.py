@@ -136,7 +136,19 @@ class RemoteCalls:
         """Texts that were refused alone, by the words, until one is answered."""
         self._tokens_set_aside = 0
         self._settled = asyncio.Event()
+        self._backing_off = 0
+        self._more_room: Callable[[], None] = lambda: None
         self._disk = ThreadPoolExecutor(1, "vectors")
+
+    def room(self) -> int:
+        """How many batches make sense now: those with a slot, some that wait for one, and those that wait for
+        another try, which hold no slot."""
+        limit = self.concurrency.limit
+        return limit + limit // 2 + 1 + self._backing_off
+
+    def when_room(self, tell: Callable[[], None]) -> None:
+        """Call `tell` when there is more room, though no batch has come to its end."""
+        self._more_room = tell
 
     async def embed(self, chunks: Sequence[Chunk]) -> EmbeddedBatch:
         """Vectors of `chunks`, from the wire or from what is there already.
@@ -311,7 +323,12 @@ class RemoteCalls:
 
     async def _backoff(self, seconds: float) -> None:
         self._books.waited += seconds
-        await self._sleep(seconds)
+        self._backing_off += 1
+        self._more_room()
+        try:
+            await self._sleep(seconds)
+        finally:
+            self._backing_off -= 1
 
     def _size(self, texts: list[str]) -> TextSize:
         """Of all; what is strange and wide in them only where the estimator asks for it, since it costs as much

@@ -68,6 +68,7 @@ class StoreCalls:
         self._breaker = CircuitBreaker(
             give_up_after=give_up_after, name=store.name, on_change=on_change, clock=clock, sleep=sleep
         )
+        self._encodes = True
         # One more, so that encoding goes on while all slots are taken.
         self._threads = ThreadPoolExecutor(most + 1, "store")
 
@@ -76,8 +77,9 @@ class StoreCalls:
 
         Those rows have no bytes: take them out.
         """
-        encoded = await self._in_thread(self._store.encode, batch)
+        encoded = await self._in_thread(self._store.encode, batch) if self._encodes else None
         if encoded is None:
+            self._encodes = False
             return []
         faults = [(row, point) for row, point in enumerate(encoded) if isinstance(point, Fault)]
         batch.wire = [b"" if isinstance(point, Fault) else point for point in encoded]

@@ -3,8 +3,9 @@
 Building points and updating the shard hold the lock for 50 us a point, which is as long as reading,
 embedding and bookkeeping take together: in one process they exclude each other, in two they overlap.
 
-Requests and replies are pickles with a length before them, on the child's stdin and stdout. The
-child ignores signals and ends when its stdin does, however this process ended.
+Requests and replies are pickles with lengths before them, on the child's stdin and stdout, the numbers of arrays
+behind them as they lie in memory. The child ignores signals and ends when its stdin does, however this process
+ended.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from ragingest.documents import EmbeddedBatch, Fault
 from ragingest.errors import RagingestError, RejectedError, TerminalError
@@ -67,7 +68,7 @@ class EdgeProcess:
         )
 
     def _call(self, method: str, *args: Any) -> Any:
-        request = pickle.dumps((method, args), protocol=5)
+        request = _packed((method, args))
         with self._lock:
             try:
                 assert self._child.stdin is not None
@@ -81,7 +82,7 @@ class EdgeProcess:
                 f"the process of the store {self._collection} ended (exit code {self._exit_code()})",
                 "see what it printed, and whether the machine ran out of memory; then resume",
             )
-        error, result, self.memory_bytes = pickle.loads(reply)  # noqa: S301  # from our own child
+        error, result, self.memory_bytes = reply
         if error is not None:
             kind, details = error
             raise kind(*details)
@@ -150,20 +151,41 @@ class EdgeProcess:
         self._child.stdout.close()
 
 
-def _send(pipe: BinaryIO | Any, data: bytes) -> None:
-    pipe.write(_LENGTH.pack(len(data)))
-    pipe.write(data)
+def _packed(message: object) -> list[bytes | memoryview]:
+    """The pickle, and behind it the arrays, which are not copied."""
+    arrays: list[pickle.PickleBuffer] = []
+    data = pickle.dumps(message, protocol=5, buffer_callback=arrays.append)
+    return [data, *(array.raw() for array in arrays)]
+
+
+def _send(pipe: IO[bytes], parts: Sequence[bytes | memoryview]) -> None:
+    pipe.write(_LENGTH.pack(len(parts)))
+    for part in parts:
+        pipe.write(_LENGTH.pack(len(part)))
+        pipe.write(part)
     pipe.flush()
 
 
-def _receive(pipe: BinaryIO | Any) -> bytes | None:
-    """The next message; None at the end."""
-    head = pipe.read(_LENGTH.size)
-    if len(head) < _LENGTH.size:
+def _receive(pipe: IO[bytes]) -> Any:
+    """The next message; None at the end, even if that comes in the middle of one."""
+    try:
+        data, *arrays = [_part(pipe, _length(pipe)) for _ in range(_length(pipe))]
+    except EOFError:
         return None
-    (length,) = _LENGTH.unpack(head)
-    data: bytes = pipe.read(length)
-    return data if len(data) == length else None
+    return pickle.loads(data, buffers=arrays)  # noqa: S301  # from our own process
+
+
+def _length(pipe: IO[bytes]) -> int:
+    length: int
+    (length,) = _LENGTH.unpack(_part(pipe, _LENGTH.size))
+    return length
+
+
+def _part(pipe: Any, length: int) -> bytearray:
+    data = bytearray(length)
+    if pipe.readinto(data) < length:
+        raise EOFError
+    return data
 
 
 def _serve(folder: Path, collection: str) -> None:
@@ -177,7 +199,7 @@ def _serve(folder: Path, collection: str) -> None:
     store = QdrantEdgeStore(folder, collection)
     try:
         while (request := _receive(requests)) is not None:
-            method, args = pickle.loads(request)  # noqa: S301  # from our own parent
+            method, args = request
             error: tuple[type[Exception], tuple[str, str]] | None = None
             result = None
             try:
@@ -186,7 +208,7 @@ def _serve(folder: Path, collection: str) -> None:
                 error = (type(known), (known.message, known.hint))
             except RejectedError as rejected:
                 error = (RejectedError, (rejected.kind, str(rejected)))
-            _send(replies, pickle.dumps((error, result, own_anonymous_bytes()), protocol=5))
+            _send(replies, _packed((error, result, own_anonymous_bytes())))
     except BrokenPipeError:
         pass  # the parent is gone
     finally:

@@ -405,6 +405,24 @@ def test_texts_that_are_refused_in_the_same_words_are_to_blame_if_any_other_is_t
     assert bench.books.texts == bench.api.answered.total() == 2
 
 
+def test_a_batch_that_waits_for_its_next_try_leaves_its_room_to_another() -> None:
+    bench = Bench([busy(), down()], max_concurrency=1)
+
+    async def scenario(calls: RemoteCalls) -> list[tuple[float, int]]:
+        rooms: list[tuple[float, int]] = []
+        calls.when_room(lambda: rooms.append((bench.time.now(), calls.room())))
+        before = calls.room()
+        await asyncio.gather(*(calls.embed(chunks_of(texts)) for texts in batches_of(2)))
+        assert calls.room() == before
+        return [(at, room - before) for at, room in rooms]
+
+    # One request a second; the second one fails while the first batch may still be waiting.
+    rooms = bench.run(scenario)
+    assert [at for at, _ in rooms] == [1, 2]
+    assert rooms[0][1] == 1
+    assert rooms[1][1] in (1, 2)
+
+
 def test_waiting_for_a_turn_is_no_reason_to_give_up_at_the_first_failure() -> None:
     bench = Bench([None, down()], requests_per_minute=1, give_up_after=30)
     outcomes = bench.embed(["first"], ["second"])

@@ -146,6 +146,35 @@ def test_no_call_begins_where_there_is_no_room_for_it(rooms: list[int]) -> None:
     assert under_way == 0
 
 
+def test_when_there_is_more_room_those_who_wait_can_be_woken() -> None:
+    room = 1
+
+    async def scenario() -> tuple[int, int]:
+        nonlocal room
+        manager = ResourceManager(4, Readings(0), room=lambda: room)
+        begun = 0
+        over = asyncio.Event()
+
+        async def call() -> None:
+            nonlocal begun
+            async with manager.acquire():
+                begun += 1
+                await over.wait()
+
+        calls = [asyncio.create_task(call()) for _ in range(5)]
+        await asyncio.sleep(0)
+        before = begun
+        room = 3
+        manager.wake()
+        await asyncio.sleep(0)
+        after = begun
+        over.set()
+        await asyncio.gather(*calls)
+        return before, after
+
+    assert asyncio.run(scenario()) == (1, 3)
+
+
 def test_a_call_that_fails_gives_its_slot_back() -> None:
     manager = ResourceManager(1, Readings(0))
 
