@@ -126,13 +126,20 @@ class EstimatingChunker:
         self._size = min(size, most)
         self._overlap = min(overlap, self._size - 1)
         self._most = most
+        self._short = min(int(self._size / TYPICAL_RATIO), most)
         self._splitters: dict[tuple[int, bool], MarkdownSplitter | TextSplitter] = {}
 
     def split(self, documents: Sequence[Document]) -> list[list[Chunk]]:
         """The chunks of each document, in its order; sets `document.chunks`."""
         result = []
         for document in documents:
-            pieces = self._pieces(document.text)
+            text = document.text
+            # Most are short; what is in them need not be looked at.
+            if text.isascii() and len(text) <= self._short:
+                document.chunks = 1
+                result.append([Chunk(document, 0, text, len(text))])
+                continue
+            pieces = self._pieces(text)
             document.chunks = len(pieces)
             result.append([Chunk(document, n, piece, len(piece.encode())) for n, piece in enumerate(pieces)])
         return result

@@ -124,7 +124,7 @@ class PaidVectors:
         """
         if vectors.shape != (len(digests), self.dimensions):
             raise ValueError(f"{len(digests)} digests and vectors of shape {vectors.shape}")
-        if any(len(digest) != TEXT_DIGEST_BYTES for digest in digests):
+        if not {TEXT_DIGEST_BYTES}.issuperset(map(len, digests)):
             raise ValueError(f"a digest has {TEXT_DIGEST_BYTES} bytes")
         with self._explained():
             if digests:
@@ -262,10 +262,7 @@ class _Spool:
 
     def put(self, digests: Sequence[bytes], vectors: Vector) -> None:
         self._shrink()
-        rows: dict[bytes, int] = {}
-        for row, digest in enumerate(digests):
-            if digest not in self._slots:
-                rows.setdefault(digest, row)
+        rows = {digest: row for row, digest in enumerate(digests) if digest not in self._slots}
         if not rows:
             return
         new = list(rows)
@@ -327,13 +324,13 @@ class _Spool:
     def _take(self, n: int) -> list[int]:
         """The lowest `n` free slots, ascending, those behind the last included."""
         slots: list[int] = []
-        while self._free and len(slots) < n:
-            slot = heappop(self._free)
-            if slot < len(self._owners) and self._owners[slot] is None:
+        owners, free, end = self._owners, self._free, len(self._owners)
+        while free and len(slots) < n:
+            slot = heappop(free)
+            if slot < end and owners[slot] is None:
                 slots.append(slot)
-        end = len(self._owners)
         more = n - len(slots)
-        self._owners.extend([None] * more)
+        owners.extend([None] * more)
         slots.extend(range(end, end + more))
         return slots
 
