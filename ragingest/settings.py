@@ -184,8 +184,6 @@ class JobSettings(StoreSettings, frozen=True, kw_only=True):
             raise UsageError(
                 "--truncate has nothing to cut where documents are split", "add --no-chunk, or leave it out"
             )
-        if self.truncate and self.embedder in BATCHED:
-            raise UsageError(f"--truncate does not go with --embedder {self.embedder}", "leave one of them out")
         if self.chunk_size < 8:
             raise UsageError(f"--chunk-size {self.chunk_size} is too small", "give at least 8 tokens")
         if not 0 <= self.chunk_overlap < self.chunk_size:

@@ -261,6 +261,13 @@ class TokenEstimator:
             return text
         return longest_beginning(text, lambda part: not self._doubtful_at_first(measure(part), limit))
 
+    def beginnings(self, text: str, limit: int, count: Callable[[str], int] | None = None) -> list[str]:
+        """What to embed of a text, of which at most `limit` tokens are taken: the second, if the first is refused."""
+        if self.fits(text, limit):
+            return [text]
+        likely, certain = self.beginning(text, limit, count), self.certain_beginning(text, limit)
+        return [likely, certain] if count is None and len(certain) < len(likely) else [likely]
+
     def certain_beginning(self, text: str, limit: int) -> str:
         """The longest beginning of `text`, by whole characters, that has at most `limit` tokens by its bytes."""
         return text.encode()[: max(0, limit - self._special)].decode(errors="ignore")

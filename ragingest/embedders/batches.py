@@ -20,7 +20,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -76,6 +76,7 @@ class BatchCalls:
         limits: dollars, tokens, and seconds of failure that the user allows.
         books: is kept equal to what the fetched batches say.
         check: raises RejectedError for a text that must not be sent.
+        cut: what to send of a text, the second if the first is refused, and so on; None to send all of it.
         sparse: makes the sparse vectors of texts, in a thread; None for none.
         notice: is told what a person should know.
         poll_seconds: the first pause between two looks at the batches.
@@ -93,6 +94,7 @@ class BatchCalls:
         estimator: TokenEstimator,
         *,
         check: Callable[[str], None],
+        cut: Callable[[str], list[str]] | None = None,
         sparse: Callable[[Sequence[str]], SparseVectors] | None,
         notice: Callable[[str], None],
         poll_seconds: float,
@@ -107,6 +109,7 @@ class BatchCalls:
         self._books = books
         self._estimator = estimator
         self._check = check
+        self._cut = cut
         self._sparse = sparse
         self._notice = notice
         self._poll_seconds = poll_seconds
@@ -125,7 +128,16 @@ class BatchCalls:
 
     async def deferred(self, chunks: Sequence[Chunk]) -> bool:
         """Whether a text of these has no vector yet; it is ordered then, if it was not."""
-        return await self._on_disk(self._order, {text_digest(chunk): chunk.text for chunk in chunks})
+        return await self._on_disk(lambda: self._order(dict(map(self._sent, chunks))))
+
+    def _sent(self, chunk: Chunk) -> tuple[bytes, str]:
+        """What is sent of a chunk, and its digest, by which the vector is known; the chunk itself stays whole."""
+        beginnings = [chunk.text] if self._cut is None else self._cut(chunk.text)
+        for number, text in enumerate(beginnings, 1):
+            digest = chunk.digest = text_digest(replace(chunk, text=text, digest=None))
+            if number == len(beginnings) or digest not in self._states.known([digest])[1]:
+                break
+        return digest, text
 
     def _order(self, texts: dict[bytes, str]) -> bool:
         digests = list(texts)
@@ -171,6 +183,10 @@ class BatchCalls:
         dense, refusal = await self._on_disk(self._vectors, [text_digest(chunk) for chunk in chunks])
         if refusal is not None:
             raise RejectedError(*refusal)
+        if self._cut is not None:
+            self._books.truncated += sum(
+                chunk.digest != text_digest(replace(chunk, digest=None)) for chunk in chunks
+            )
         batch = EmbeddedBatch(list(chunks), dense)
         if self._sparse is not None:
             batch.sparse = await asyncio.to_thread(self._sparse, [chunk.text for chunk in chunks])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from ragingest.books import Books
@@ -54,17 +55,13 @@ class Truncation:
         Raises:
             RejectedError, TerminalError: as `embed` does.
         """
-        estimator, text = self._estimator, chunk.text
-        if estimator.fits(text, self._limit):
+        if self._estimator.fits(chunk.text, self._limit):
             return await self._embed([chunk])
-        beginning = await asyncio.to_thread(estimator.beginning, text, self._limit, self._count)
-        try:
-            return await self._embed_as(chunk, beginning)
-        except RejectedError:
-            certain = estimator.certain_beginning(text, self._limit)
-            if self._count is not None or len(certain) >= len(beginning):
-                raise
-            return await self._embed_as(chunk, certain)
+        *first, last = await asyncio.to_thread(self._estimator.beginnings, chunk.text, self._limit, self._count)
+        for beginning in first:
+            with suppress(RejectedError):
+                return await self._embed_as(chunk, beginning)
+        return await self._embed_as(chunk, last)
 
     async def _embed_as(self, chunk: Chunk, beginning: str) -> EmbeddedBatch:
         if len(beginning) == len(chunk.text):

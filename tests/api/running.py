@@ -25,7 +25,9 @@ from tests.servers.vectors import vector_of
 __all__ = [
     "BATCH",
     "DIMENSIONS",
+    "LONG",
     "MODEL",
+    "OVER",
     "Place",
     "answered",
     "batches",
@@ -46,6 +48,17 @@ OPENAI = (
 )
 PRICE = 0.02
 """Of a million tokens of that model."""
+
+LONG = [
+    {"id": "short", "text": "A short text."},
+    {"id": "long", "text": "words of a long text " * 2500},
+    {"id": "very long", "text": "no end of words " * 10_000},
+    {"id": "wide", "text": "図書館は九時に開きます。" * 900},
+    {"id": "one word", "text": "x" * 40_000},
+    {"id": "just under", "text": "word " * 1600},
+]
+OVER = {"long", "very long", "wide", "one word"}
+"""The ids of those that have more tokens than the model takes."""
 
 
 def make(count: int, poisoned: Iterable[int] = ()) -> list[dict[str, str]]:

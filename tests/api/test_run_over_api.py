@@ -18,7 +18,9 @@ from tests.servers.faults import Fault, odds
 
 from .running import (
     BATCH,
+    LONG,
     MODEL,
+    OVER,
     Place,
     answered,
     batches,
@@ -336,16 +338,6 @@ def test_dimensions_that_the_model_does_not_make_stop_the_run_and_reject_no_reco
 
 
 # -- texts over the limit -----------------------------------------------------------------------------------------
-
-LONG = [
-    {"id": "short", "text": "A short text."},
-    {"id": "long", "text": "words of a long text " * 2500},
-    {"id": "very long", "text": "no end of words " * 10_000},
-    {"id": "wide", "text": "図書館は九時に開きます。" * 900},
-    {"id": "one word", "text": "x" * 40_000},
-    {"id": "just under", "text": "word " * 1600},
-]
-OVER = {"long", "very long", "wide", "one word"}
 
 
 def test_what_is_too_long_is_split_and_nothing_over_a_limit_is_sent(place: Place) -> None:

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.command import SECONDS, Command, Result, clean_environment
+from tests.e2e.command import SECONDS, Command, Result, clean_environment, stored
 from tests.servers import faults
 from tests.servers.config import BatchOutcome, ServerConfig
 from tests.servers.openai_api import EmbeddingsServer
 
-from .running import KEY, MODEL, Place, make
+from .running import KEY, LONG, MODEL, OVER, Place, make
 
 COUNT = 300
 SIZE = 50
@@ -321,3 +321,30 @@ def test_a_source_that_changes_while_the_run_waits_is_read_from_its_start(place:
     place.check_stored(changed)
     assert result.document["run"] == 2
     assert set(place.server.books.batch_times_submitted.values()) == {1}
+
+
+@pytest.mark.parametrize("ratio", [0.27, 0.9], ids=["as estimated", "denser than estimated"])
+def test_what_is_too_long_and_may_be_cut_is_embedded_by_its_beginning_and_kept_whole(
+    tmp_path: Path, ratio: float
+) -> None:
+    with EmbeddingsServer(ServerConfig(api_key=KEY, tokens_per_ascii_byte=ratio)) as server:
+        place = Batches(Command(tmp_path, {"OPENAI_API_KEY": KEY}), server)
+        records = [*LONG, *make(20)]
+        result = place.run(records, "--no-chunk", "--truncate")
+        assert result.counters["stored"] == result.counters["chunks"] == len(records)
+        assert result.document["counters"]["books"]["truncated"] == len(OVER)
+        found = stored(tmp_path, [record["id"] for record in records])
+        assert {name: points[0].text for name, points in found.items()} == {
+            record["id"]: record["text"] for record in records
+        }
+        # Once each; where the likely beginning is refused, the certain one after it.
+        assert set(server.books.batch_times_submitted.values()) == {1}
+        refused = sum(server.books.batch_times_submitted.values()) - server.books.batch_texts_answered
+        assert refused == (0 if ratio == 0.27 else 3)
+
+
+def test_what_is_too_long_and_must_not_be_cut_is_rejected_unsent(place: Batches) -> None:
+    result = place.run([*LONG, *make(20)], "--no-chunk", code=FINISHED)
+    assert {reject["id"] for reject in place.command.rejects("j")} == OVER
+    assert {reject["error"] for reject in place.command.rejects("j")} == {"too_many_tokens"}
+    assert sum(place.server.books.batch_times_submitted.values()) == result.counters["stored"]

@@ -335,7 +335,6 @@ def test_equal_settings_have_equal_fingerprints_and_no_changes() -> None:
         {"chunk_size": 64, "chunk_overlap": 64},
         {"chunk_overlap": -1},
         {"truncate": True},
-        {"truncate": True, "chunk": False, "embedder": "openai-batch"},
         {"max_record_bytes": 1023},
         {"collection": "../other"},
         {"collection": ""},
