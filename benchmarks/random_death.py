@@ -2,7 +2,7 @@
 
     python -m benchmarks.random_death [RUNS] [RECORDS] [STORE ...]
 
-Stores: qdrant-edge, jsonl, parquet, pgvector (a Postgres of its own), by default qdrant-edge. The corpus has bad records, ids
+Stores: qdrant-edge, jsonl, parquet, pgvector (a Postgres of its own), qdrant (a server on loopback), by default qdrant-edge. The corpus has bad records, ids
 that come again near and far, and documents of several chunks. Each run is resumed until it ends by itself; then the
 store is read point by point and compared with what the corpus says.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from benchmarks.measure import report, scratch
 from ragingest.settings import StoreSettings
 from ragingest.stores import open_store
 from tests.faults.harness import LAUNCHER, Corpus, make_corpus
+from tests.servers.postgres import PostgresServer
+from tests.servers.process import ServerProcess
 
 OPTIONS = ("--embedder", "null", "--chunk-size", "64", "--chunk-overlap", "8", "--max-errors", "100%")
 MOST_KILLS = 5
@@ -68,6 +71,7 @@ class Deaths:
                 command = ["resume", "j"]
         self.seconds = self.seconds or time.monotonic() - began
         self._check(settings, json.loads(output)["counters"], log)
+        shutil.rmtree(place)
 
     def _start(self, place: Path, log: Path, command: list[str]) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
@@ -129,11 +133,11 @@ def main() -> None:
 
 
 def _server(store: str, stack: ExitStack) -> str | None:
-    if store != "pgvector":
-        return None
-    from tests.servers.postgres import PostgresServer
-
-    return stack.enter_context(PostgresServer()).url()
+    if store == "pgvector":
+        return stack.enter_context(PostgresServer()).url()
+    if store == "qdrant":
+        return stack.enter_context(ServerProcess("tests.servers.qdrant_server")).url
+    return None
 
 
 if __name__ == "__main__":
