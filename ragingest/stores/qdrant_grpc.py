@@ -154,30 +154,38 @@ def _entries(tag: bytes, values: Mapping[str, Any]) -> bytes:
     parts: list[bytes] = []
     for key, value in values.items():
         head, content = key_of(key), _value(value)
-        length = varint(len(content))
-        parts += (tag, varint(len(head) + len(length) + len(content)), head, length, content)
+        parts += (tag, varint(len(head) + len(content)), head, content)
     return b"".join(parts)
 
 
 def _value(value: Any) -> bytes:
-    """A `Value` of json_with_int.proto: null = 1, double = 2, integer = 3, string = 4, bool = 5, struct = 6, list = 7."""
+    """A `Value` of json_with_int.proto, with its length before it.
+
+    null = 1, double = 2, integer = 3, string = 4, bool = 5, struct = 6, list = 7
+    """
     kind = type(value)
     if kind is str:
-        text = value.encode()
-        return b"\x22%b%b" % (varint(len(text)), text)
+        return _wrapped(b"\x22", value.encode())
     if kind is int and -(1 << 63) <= value < 1 << 63:
-        return b"\x18" + varint(value & _UNSIGNED)
+        number = varint(value & _UNSIGNED)
+        return b"%c\x18%b" % (len(number) + 1, number)
     if kind is float and math.isfinite(value):
-        return b"\x11" + _double(value)
+        return b"\x09\x11" + _double(value)
     if kind is bool:
-        return b"\x28\x01" if value else b"\x28\x00"
+        return b"\x02\x28\x01" if value else b"\x02\x28\x00"
     if value is None:
-        return b"\x08\x00"
+        return b"\x02\x08\x00"
     if kind is dict:
-        return field(6, _entries(_FIELDS, value))
+        return _wrapped(b"\x32", _entries(_FIELDS, value))
     if kind is list:
-        return field(7, *[field(1, _value(item)) for item in value])
+        return _wrapped(b"\x3a", b"".join([b"\x0a" + _value(item) for item in value]))
     raise ValueError(f"{value!r} of the type {kind.__name__}")
+
+
+def _wrapped(tag: bytes, content: bytes) -> bytes:
+    """A message of one field, with its length before it."""
+    length = varint(len(content))
+    return b"".join((varint(len(length) + len(content) + 1), tag, length, content))
 
 
 def _unfit(metadata: dict[str, Any], error: Exception) -> Fault:
