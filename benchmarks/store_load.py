@@ -29,6 +29,7 @@ def main() -> None:
         done = load(store, what)
         store.flush()
         wall, cpu = time.perf_counter() - began, time.process_time() - cpu
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         limits = store.limits
         store.close()
         quiet = target.store(False)
@@ -50,7 +51,7 @@ def main() -> None:
         "filled of the limit that binds": f"{statistics.median(fill):.3f}, at least {min(fill):.3f}",
         "points a second": round(what.points / wall),
         "CPU us a point": round(cpu / what.points * 1e6),
-        "peak RSS MB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000),
+        "peak RSS MB": round(peak / 1000),
         "lost or twice": 0,
     }
     assert max(points) <= limits.max_points
