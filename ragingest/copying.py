@@ -41,10 +41,11 @@ from ragingest.protocols import CollectionSpec, Store, StoredPoint
 from ragingest.retries import patiently
 from ragingest.settings import JobSettings, RunOptions, StoreSettings, default_job_name
 from ragingest.stores import open_store
+from ragingest.stores.abilities import check_abilities
 from ragingest.stores.calls import StoreCalls
 from ragingest.storing import Storing
 from ragingest.version import __version__
-from ragingest.wiring import check_abilities, summarize
+from ragingest.wiring import check_maker, summarize
 
 __all__ = ["CopyRun", "open_copy"]
 
@@ -149,7 +150,8 @@ def open_copy(
         if spec.sparse and not target.abilities.sparse:
             emit(Noticed(f"the store {target.name} keeps no sparse vectors: they stay behind"))
             spec = replace(spec, sparse=False)
-        patiently(target.prepare, spec, options.layout)
+        held = patiently(target.prepare, spec, options.layout)
+        check_maker(target, held, spec, settings.collection, "copy into another collection, or remove that one")
         checkpoint = _where_it_stands(manager, job, settings, options, fresh, emit)
         ledger = Ledger(manager.files(job).ledger)
         undo.append(ledger.close)

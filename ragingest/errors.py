@@ -5,7 +5,7 @@ RagingestError                  what happened, where, and what to do next; carri
 ├── TooManyErrorsError     3    the source feeds garbage
 ├── TerminalError          4    a source, an embedder or a store failed for good; the job can be resumed
 ├── JobLockedError         5    another process works on the job
-└── SettingsChangedError   6    the checkpoint does not fit the settings
+└── SettingsChangedError   6    the checkpoint or the collection does not fit the settings
 TransientError                  trying the same call again may work
 RejectedError                   one record cannot be ingested; the others can
 
@@ -57,7 +57,7 @@ _MEANINGS = {
     ExitCode.TOO_MANY_ERRORS: "stopped: too many records were rejected (--max-errors)",
     ExitCode.FAILED: "stopped: the source, the embedder or the store failed; resumable",
     ExitCode.LOCKED: "the job is locked by another process",
-    ExitCode.MISMATCH: "the checkpoint does not fit the settings",
+    ExitCode.MISMATCH: "the checkpoint or the collection does not fit the settings",
     ExitCode.WAITING: "not finished yet: batches are under way; resume later",
     ExitCode.SIGINT: "interrupted by Ctrl-C; resumable",
     ExitCode.SIGTERM: "interrupted by SIGTERM; resumable",
@@ -100,7 +100,7 @@ class JobLockedError(RagingestError):
 
 
 class SettingsChangedError(RagingestError):
-    """The checkpoint does not fit the settings."""
+    """The checkpoint or the collection does not fit the settings."""
 
     exit_code = ExitCode.MISMATCH
 

@@ -29,6 +29,7 @@ from ragingest.protocols import Source, Store, StoreLimits
 from ragingest.settings import BATCHED, JobSettings, RunOptions
 from ragingest.sources import open_source
 from ragingest.stores import open_store
+from ragingest.stores.abilities import check_abilities, shortcomings
 from ragingest.tokens import TextSize, TokenEstimator, exact_counter, measure
 
 __all__ = ["Plan", "PlanOptions", "Watch", "make_plan"]
@@ -145,12 +146,13 @@ def make_plan(
     store = _store(settings)
     source = open_source(settings)
     try:
+        check_abilities(store, options.run.layout)
         tally = _Tally(settings, embedding, store)
         reader = _Reader(source, options.sample)
         for records in reader:
             tally.take(records)
             watch(reader.progress, source.total_bytes, tally.records)
-        return _plan(settings, options, embedding, store.limits, source, reader, tally)
+        return _plan(settings, options, embedding, store, source, reader, tally)
     finally:
         source.close()
         store.close()
@@ -492,11 +494,12 @@ def _plan(
     settings: JobSettings,
     options: PlanOptions,
     embedding: _Embedding,
-    limits: StoreLimits,
+    store: Store,
     source: Source,
     reader: _Reader,
     tally: _Tally,
 ) -> Plan:
+    limits = store.limits
     share = reader.share
     scale = 1 / share if share else 1.0
 
@@ -560,7 +563,7 @@ def _plan(
         payload_bytes=payload,
         ledger_bytes=ledger,
         disk_bytes=None if vectors is None else vectors + payload + ledger,
-        notes=_notes(embedding, reader, exact),
+        notes=[*shortcomings(store), *_notes(embedding, reader, exact)],
         exit_code=int(ExitCode.REJECTS if rejected else ExitCode.OK),
     )
 

@@ -416,8 +416,11 @@ class Store(Protocol):
     @property
     def abilities(self) -> Abilities: ...
 
-    def prepare(self, spec: CollectionSpec, layout: Layout = DEFAULT_LAYOUT) -> None:
+    def prepare(self, spec: CollectionSpec, layout: Layout = DEFAULT_LAYOUT) -> CollectionSpec:
         """Create the collection if it is missing; check it if it is there. Called once, first.
+
+        Returns:
+            What it holds and, by its own words, who made that: perhaps another model of as many dimensions.
 
         Raises:
             TerminalError: it exists with another dimension, metric or kind of vectors (the message

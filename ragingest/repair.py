@@ -138,7 +138,7 @@ def _check(settings: JobSettings, spec: CollectionSpec) -> None:
     """Vectors that another embedder made must not pass for this job's."""
     model = settings.model or DEFAULT_MODELS.get(settings.embedder, "")
     for flag, wanted, found in (
-        ("--embedder", settings.embedder, spec.embedder),
+        ("--embedder", settings.vectors_of, spec.embedder),
         ("--model", model, spec.model),
         ("--dimensions", settings.dimensions, spec.dimensions),
     ):

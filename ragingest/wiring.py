@@ -27,14 +27,15 @@ from ragingest.pipeline import Pipeline, PipelineParts
 from ragingest.protocols import CollectionSpec, Source, Store
 from ragingest.resources import ResourceManager
 from ragingest.retries import patiently
-from ragingest.settings import BATCHED, ErrorBudget, JobSettings, Layout, RunOptions, default_job_name
+from ragingest.settings import BATCHED, ErrorBudget, JobSettings, RunOptions, default_job_name
 from ragingest.sources import open_source
 from ragingest.sources.rejects import RejectedRecords, rejected_places
 from ragingest.stores import open_store
+from ragingest.stores.abilities import check_abilities, shortcomings
 from ragingest.stores.calls import StoreCalls
 from ragingest.version import __version__
 
-__all__ = ["JobRun", "Retry", "Start", "check_abilities", "checkpoint_of", "open_job", "summarize"]
+__all__ = ["JobRun", "Retry", "Start", "check_maker", "checkpoint_of", "open_job", "summarize"]
 
 
 @dataclass(slots=True)
@@ -228,6 +229,9 @@ def open_job(
         store = open_store(settings, options.timeout)
         undo.append(store.close)
         check_abilities(store, options.layout)
+        if before is None:
+            for sentence in shortcomings(store):
+                emit(Noticed(sentence))
         embedding = open_embedding(
             settings if start.retry is None else _at_once(settings),
             options,
@@ -249,9 +253,18 @@ def open_job(
             embedding.model,
             {"base_url": settings.base_url} if settings.base_url else {},
         )
-        patiently(store.prepare, spec, options.layout)
+        held = patiently(store.prepare, spec, options.layout)
         if start.reembed:
             patiently(store.describe, spec)
+        else:
+            check_maker(
+                store,
+                held,
+                spec,
+                settings.collection,
+                "give another --collection, the embedder and model that made this one, or --reembed to store all "
+                "documents of this job again in place",
+            )
         if before is not None:
             _check_collection(store, ledger, job, settings)
         manager.save(checkpoint)
@@ -548,16 +561,24 @@ def _check_collection(store: Store, ledger: Ledger, job: str, settings: JobSetti
         )
 
 
-def check_abilities(store: Store, layout: Layout) -> None:
-    """What the store cannot do is said before the run.
+def check_maker(store: Store, held: CollectionSpec, spec: CollectionSpec, collection: str, way_out: str) -> None:
+    """Vectors of two models cannot be compared, so one collection must not hold both.
+
+    A collection that does not say who made it is taken as it is; one that is empty is told who makes it now.
 
     Raises:
-        UsageError: the layout asks for it.
+        SettingsChangedError: another embedder, or another model, made what is there.
     """
-    asked = {name for name, value in msgspec.structs.asdict(layout).items() if value}
-    if missing := sorted(asked - store.abilities.layout):
-        flags = ", ".join("--" + name.replace("_", "-") for name in missing)
-        raise UsageError(f"the store {store.name} cannot do {flags}", "leave it out, or give another --store")
+    made, makes = (f"{of.embedder} {of.model}".strip() for of in (held, spec))
+    if not held.embedder or not spec.embedder or made == makes:
+        return
+    if patiently(store.count) == 0:
+        patiently(store.describe, spec)
+        return
+    raise SettingsChangedError(
+        f"the collection {collection} holds vectors of {made}, which cannot be compared with those of {makes}",
+        way_out,
+    )
 
 
 def _parts(

@@ -94,8 +94,9 @@ class EdgeProcess:
         except subprocess.TimeoutExpired:
             return None
 
-    def prepare(self, spec: CollectionSpec, layout: Layout = DEFAULT_LAYOUT) -> None:
-        self._call("prepare", spec, layout)
+    def prepare(self, spec: CollectionSpec, layout: Layout = DEFAULT_LAYOUT) -> CollectionSpec:
+        held: CollectionSpec = self._call("prepare", spec, layout)
+        return held
 
     def describe(self, spec: CollectionSpec) -> None:
         self._call("describe", spec)

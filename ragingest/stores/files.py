@@ -129,7 +129,7 @@ class FileStore:
 
     # -- opening -----------------------------------------------------------------------------------
 
-    def prepare(self, spec: CollectionSpec, layout: Layout = DEFAULT_LAYOUT) -> None:
+    def prepare(self, spec: CollectionSpec, layout: Layout = DEFAULT_LAYOUT) -> CollectionSpec:
         with self._explained("cannot be opened"):
             self._folder.mkdir(parents=True, exist_ok=True)
             self._connect()
@@ -144,6 +144,7 @@ class FileStore:
                     f"give another --collection, or remove {self._folder}",
                 )
         self._spec = existing or spec
+        return self._spec
 
     def describe(self, spec: CollectionSpec) -> None:
         with self._explained("cannot be written"), self._transaction() as db:

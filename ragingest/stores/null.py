@@ -33,8 +33,8 @@ class NullStore:
         self._lock = threading.Lock()
         self._count = 0
 
-    def prepare(self, spec: CollectionSpec, layout: Layout = DEFAULT_LAYOUT) -> None:
-        pass
+    def prepare(self, spec: CollectionSpec, layout: Layout = DEFAULT_LAYOUT) -> CollectionSpec:
+        return spec
 
     def describe(self, spec: CollectionSpec) -> None:
         pass

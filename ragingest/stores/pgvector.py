@@ -141,7 +141,7 @@ class PgvectorStore:
 
     # -- opening -----------------------------------------------------------------------------------
 
-    def prepare(self, spec: CollectionSpec, layout: Layout = DEFAULT_LAYOUT) -> None:
+    def prepare(self, spec: CollectionSpec, layout: Layout = DEFAULT_LAYOUT) -> CollectionSpec:
         if spec.sparse:
             raise TerminalError(f"{self._described} cannot hold sparse vectors", "give another --store")
         if spec.dimensions > MOST_DIMENSIONS:
@@ -162,6 +162,7 @@ class PgvectorStore:
                 )
         self._spec = existing or spec
         self._layout = layout
+        return self._spec
 
     def describe(self, spec: CollectionSpec) -> None:
         if spec == self._spec:  # only the table's owner may change its comment

@@ -153,7 +153,9 @@ class PineconeStore:
         self._timeout = timeout
         self._encoder = PointEncoder(drop_text=drop_text)
         self._suffix = namespace_field(self._namespace)
+        self._own_names = {self._namespace} if self._namespace else {"", DEFAULT_NAMESPACE}
         self._dimensions = 0
+        self._tags: Mapping[str, str] = {}
         self._control: Pinecone | None = None
         self._index: GrpcIndex | None = None
         self._channel: grpc.Channel | None = None
@@ -169,7 +171,7 @@ class PineconeStore:
 
     # -- opening -----------------------------------------------------------------------------------
 
-    def prepare(self, spec: CollectionSpec, layout: Layout = DEFAULT_LAYOUT) -> None:
+    def prepare(self, spec: CollectionSpec, layout: Layout = DEFAULT_LAYOUT) -> CollectionSpec:
         if spec.sparse:
             raise UsageError("the store pinecone keeps no sparse vectors", "leave BM25 out")
         if spec.dimensions > MAX_DIMENSIONS:
@@ -180,39 +182,44 @@ class PineconeStore:
             )
         with self._opening():
             self._connect(lambda: self._described_or_created(spec))
-            self._check_index(spec)
+            stats = self._stats()
+            self._check_index(spec, stats)
+        # Where there are several namespaces, nobody knows which of them the tags are about.
+        alone = stats.namespaces.keys() <= self._own_names
+        return self._said() if alone else CollectionSpec(self._dimensions, False, "", "")
 
     def describe(self, spec: CollectionSpec) -> None:
         if self._control is not None:  # an index that is reached by its host alone has no tags
+            # An empty value takes a tag away.
+            tags = {**dict.fromkeys(_TAGS.values(), ""), **_tags(spec)}
             with self._client_errors():
-                self._control.indexes.configure(self._name, tags=_tags(spec))
+                self._control.indexes.configure(self._name, tags=tags)
 
     def open(self) -> CollectionSpec:
-        tags: Mapping[str, str] = {}
-
-        def described() -> str:
-            nonlocal tags
-            try:
-                model = self._control_plane.indexes.describe(self._name)
-            except NotFoundError:
-                known = ", ".join(sorted(index.name for index in self._control_plane.indexes.list())) or "none"
-                raise UsageError(
-                    f"there is no index {self._name}", f"run ragingest run first, or give --index (there: {known})"
-                ) from None
-            tags = model.tags or {}
-            return self._host_of(model)
-
         with self._opening():
-            self._connect(described)
+            self._connect(self._located)
             stats = self._stats()
             self._check_namespace(stats.namespaces)
         self._dimensions = stats.dimension or 0
-        base_url = tags.get(_TAGS["base_url"])
+        return self._said()
+
+    def _located(self) -> str:
+        try:
+            return self._found(self._control_plane.indexes.describe(self._name))
+        except NotFoundError:
+            known = ", ".join(sorted(index.name for index in self._control_plane.indexes.list())) or "none"
+            raise UsageError(
+                f"there is no index {self._name}", f"run ragingest run first, or give --index (there: {known})"
+            ) from None
+
+    def _said(self) -> CollectionSpec:
+        """What the index says of itself."""
+        base_url = self._tags.get(_TAGS["base_url"])
         return CollectionSpec(
             self._dimensions,
             False,
-            tags.get(_TAGS["embedder"], ""),
-            tags.get(_TAGS["model"], ""),
+            self._tags.get(_TAGS["embedder"], ""),
+            self._tags.get(_TAGS["model"], ""),
             {"base_url": base_url} if base_url else {},
         )
 
@@ -290,7 +297,7 @@ class PineconeStore:
             # So that a search needs no options. A key that may not change indexes loads all the same.
             with suppress(ApiError):
                 control.indexes.configure(self._name, tags=tags)
-        return self._host_of(model)
+        return self._found(model)
 
     def _created(self, spec: CollectionSpec, tags: dict[str, str]) -> str:
         if not _INDEX_NAME(self._name):
@@ -315,9 +322,11 @@ class PineconeStore:
             )
         except ConflictError:  # made by somebody else meanwhile
             model = control.indexes.describe(self._name)
-        return self._host_of(model)
+        return self._found(model)
 
-    def _host_of(self, model: Any) -> str:
+    def _found(self, model: Any) -> str:
+        """Where the index is."""
+        self._tags = model.tags or {}
         if isinstance(model.deployment, PodDeployment):
             raise TerminalError(
                 f"the index {self._name} runs on pods, whose ids cannot be listed",
@@ -327,8 +336,7 @@ class PineconeStore:
             raise TransientError(f"the index {self._name} is not ready yet: {model.status.state}")
         return str(model.host)
 
-    def _check_index(self, spec: CollectionSpec) -> None:
-        stats = self._stats()
+    def _check_index(self, spec: CollectionSpec, stats: Any) -> None:
         if stats.vector_type not in (None, "dense"):
             raise TerminalError(
                 f"the index {self._name} holds {stats.vector_type} vectors, but {spec.embedder} makes dense ones",
@@ -419,8 +427,7 @@ class PineconeStore:
         Where they say none, the ids are listed.
         """
         namespaces = self._stats().namespaces
-        names = {self._namespace} if self._namespace else {"", DEFAULT_NAMESPACE}
-        counted = sum(summary.vector_count for name, summary in namespaces.items() if name in names)
+        counted = sum(summary.vector_count for name, summary in namespaces.items() if name in self._own_names)
         return counted or self._count_listed()
 
     def _count_listed(self) -> int:

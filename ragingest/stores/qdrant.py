@@ -36,6 +36,8 @@ from ragingest.stores.qdrant_layout import (
     DENSE,
     PREFETCH_FACTOR,
     SPARSE,
+    check_dimensions,
+    check_mode,
     described,
     hit_of,
     path_of,
@@ -117,22 +119,24 @@ class QdrantStore:
 
     # -- opening -----------------------------------------------------------------------------------
 
-    def prepare(self, spec: CollectionSpec, layout: Layout = DEFAULT_LAYOUT) -> None:
+    def prepare(self, spec: CollectionSpec, layout: Layout = DEFAULT_LAYOUT) -> CollectionSpec:
         indexes = _indexes(layout.index_metadata)
         info = self._info()
         if info is None:
             self._create(spec, layout)
             info = self._existing()
-        self._check(spec, info)
+        held = self._check(spec, info)
         if not _said_of(info) and not info.points_count:
             self._change(metadata=_saying(spec, bulk=False))
-        self._spec = spec
+            held = spec
+        self._spec = held
         self._bulk = layout.bulk
         for path, kind in indexes.items():
             if path not in info.payload_schema:
                 self._call(
                     self._client.create_payload_index, self._collection, path, models.PayloadSchemaType(kind)
                 )
+        return held
 
     def _create(self, spec: CollectionSpec, layout: Layout) -> None:
         try:
@@ -173,17 +177,10 @@ class QdrantStore:
                 f"the collection {self._collection} at {self._url} holds {held}, which ragingest does not read",
                 "give another --collection",
             )
-        said = _said_of(info)
-        self._spec = CollectionSpec(
-            held.dimensions,
-            held.sparse,
-            said.get("embedder", ""),
-            said.get("model", ""),
-            said.get("extra") or {},
-        )
-        return self._spec
+        self._spec = held
+        return held
 
-    def _check(self, spec: CollectionSpec, info: models.CollectionInfo) -> None:
+    def _check(self, spec: CollectionSpec, info: models.CollectionInfo) -> CollectionSpec:
         held = _held(info)
         if isinstance(held, str) or (held.dimensions, held.sparse) != (spec.dimensions, spec.sparse):
             there = held if isinstance(held, str) else described(held)
@@ -192,6 +189,7 @@ class QdrantStore:
                 f"but {spec.embedder} makes {described(spec)} for cosine distance",
                 "give another --collection, or delete this one",
             )
+        return held
 
     def _info(self) -> models.CollectionInfo | None:
         try:
@@ -222,7 +220,7 @@ class QdrantStore:
         return self._upserts.encode(batch, drop_text=self._drop_text)
 
     def upsert(self, batch: EmbeddedBatch) -> None:
-        self._check_dimensions(batch.dense.shape[1])
+        check_dimensions(self._collection, self._ready, batch.dense.shape[1])
         self._confirm(self._upserts.send(self._encoded(batch) if batch.wire is None else batch.wire))
 
     def _encoded(self, batch: EmbeddedBatch) -> list[bytes]:
@@ -233,14 +231,11 @@ class QdrantStore:
             wire.append(point)
         return wire
 
-    def _check_dimensions(self, given: int) -> None:
+    @property
+    def _ready(self) -> CollectionSpec:
         if self._spec is None:
             raise RuntimeError("the store is used before prepare()")
-        if given != self._spec.dimensions:
-            raise TerminalError(
-                f"the collection {self._collection} holds {described(self._spec)}, not {given}-dimensional ones",
-                "give another --collection, or the embedder that made this one",
-            )
+        return self._spec
 
     def _confirm(self, status: str) -> None:
         """`acknowledged` and `wait_timeout` mean that it is in the log, not that it can be found."""
@@ -291,9 +286,8 @@ class QdrantStore:
     def search(
         self, query: Query, limit: int, mode: SearchMode = "dense", filters: Mapping[str, str] | None = None
     ) -> list[Hit]:
-        self._check_dimensions(len(query.dense))
-        if mode != "dense" and (query.sparse is None or self._spec is None or not self._spec.sparse):
-            raise UsageError(f"the collection {self._collection} has no sparse vectors", "search with --dense")
+        check_dimensions(self._collection, self._ready, len(query.dense))
+        check_mode(self._collection, self._ready, query, mode)
         request = _request(query, limit, mode, _filter(filters))
         try:
             found = self._call(
@@ -416,7 +410,7 @@ def _said_of(info: models.CollectionInfo) -> dict[str, Any]:
 
 
 def _held(info: models.CollectionInfo) -> CollectionSpec | str:
-    """What the collection holds; in words if it is nothing of ours."""
+    """What the collection holds, and who made it if it says so; in words if it is nothing of ours."""
     params = info.config.params
     vectors = params.vectors if isinstance(params.vectors, dict) else {DENSE: params.vectors}
     sparse = params.sparse_vectors or {}
@@ -429,7 +423,10 @@ def _held(info: models.CollectionInfo) -> CollectionSpec | str:
         and sparse.keys() <= {SPARSE}
         and all(vector.modifier == models.Modifier.IDF for vector in sparse.values())
     ):
-        return CollectionSpec(dense.size, bool(sparse), "", "")
+        said = _said_of(info)
+        return CollectionSpec(
+            dense.size, bool(sparse), said.get("embedder", ""), said.get("model", ""), said.get("extra") or {}
+        )
     kinds = [
         f"{name or 'unnamed'} ({vector.size}-dimensional, {vector.distance})"
         for name, vector in vectors.items()

@@ -36,6 +36,8 @@ from ragingest.stores.qdrant_layout import (
     DENSE,
     PREFETCH_FACTOR,
     SPARSE,
+    check_dimensions,
+    check_mode,
     described,
     hit_of,
     stored_point,
@@ -71,15 +73,15 @@ class QdrantEdgeStore:
 
     # -- opening -----------------------------------------------------------------------------------
 
-    def prepare(self, spec: CollectionSpec, layout: Layout = DEFAULT_LAYOUT) -> None:
+    def prepare(self, spec: CollectionSpec, layout: Layout = DEFAULT_LAYOUT) -> CollectionSpec:
         self._acquire(create=True)
         try:
-            self._prepare(spec)
+            return self._prepare(spec)
         except BaseException:
             self.close()
             raise
 
-    def _prepare(self, spec: CollectionSpec) -> None:
+    def _prepare(self, spec: CollectionSpec) -> CollectionSpec:
         self._check_disk()
         existing = read_spec(self._folder)
         if existing is None:
@@ -100,6 +102,7 @@ class QdrantEdgeStore:
                 edge.EdgeShard.create(str(unfinished), _config(spec)).close()
                 unfinished.rename(shard)
             self._shard = edge.EdgeShard.load(str(shard))
+        return self._spec
 
     def describe(self, spec: CollectionSpec) -> None:
         self._write_spec(spec)
@@ -113,8 +116,7 @@ class QdrantEdgeStore:
                 f"there is no collection {self._collection} in {self._folder.parent}",
                 f"run ragingest run first, or give --collection (there: {known})",
             )
-        self.prepare(spec)
-        return spec
+        return self.prepare(spec)
 
     def _acquire(self, *, create: bool) -> None:
         try:
@@ -164,6 +166,11 @@ class QdrantEdgeStore:
         )
 
     @property
+    def _held(self) -> CollectionSpec:
+        assert self._spec is not None
+        return self._spec
+
+    @property
     def _open_shard(self) -> edge.EdgeShard:
         if self._shard is None:
             raise RuntimeError("the store is used before prepare()")
@@ -181,7 +188,8 @@ class QdrantEdgeStore:
         """`upsert`, of a batch that came from another process."""
         shard = self._open_shard
         self._check_disk()
-        self._check_dimensions(columns.dense.shape[1])
+        # The engine would apply half of a batch of wrong vectors, and write it to its log.
+        check_dimensions(self._collection, self._held, columns.dense.shape[1])
         points = []
         for row, vector in enumerate(columns.dense.tolist()):
             vectors: Any = vector
@@ -202,15 +210,6 @@ class QdrantEdgeStore:
                 raise RejectedError("payload", f"the store cannot keep this document: {error}") from None
         with self._engine("refused an upsert"):
             shard.update(edge.UpdateOperation.upsert_points(points))
-
-    def _check_dimensions(self, given: int) -> None:
-        """The engine would apply half of a batch of wrong vectors, and write it to its log."""
-        assert self._spec is not None
-        if given != self._spec.dimensions:
-            raise TerminalError(
-                f"the collection {self._collection} holds {described(self._spec)}, not {given}-dimensional ones",
-                "give another --collection, or the embedder that made this one",
-            )
 
     def delete(self, points: Sequence[tuple[str, int]]) -> None:
         shard = self._open_shard
@@ -248,10 +247,9 @@ class QdrantEdgeStore:
     def search(
         self, query: Query, limit: int, mode: SearchMode = "dense", filters: Mapping[str, str] | None = None
     ) -> list[Hit]:
-        if mode != "dense" and (query.sparse is None or self._spec is None or not self._spec.sparse):
-            raise UsageError(f"the collection {self._collection} has no sparse vectors", "search with --dense")
         shard = self._open_shard
-        self._check_dimensions(len(query.dense))
+        check_mode(self._collection, self._held, query, mode)
+        check_dimensions(self._collection, self._held, len(query.dense))
         only = _filter(filters)
         weights = query.sparse
         if isinstance(weights, tuple):

@@ -12,10 +12,21 @@ from typing import Any
 
 import numpy as np
 
-from ragingest.errors import UsageError
-from ragingest.protocols import CollectionSpec, Hit, StoredPoint
+from ragingest.errors import TerminalError, UsageError
+from ragingest.protocols import CollectionSpec, Hit, Query, SearchMode, StoredPoint
 
-__all__ = ["DENSE", "PREFETCH_FACTOR", "SPARSE", "described", "hit_of", "path_of", "stored_point", "wanted_values"]
+__all__ = [
+    "DENSE",
+    "PREFETCH_FACTOR",
+    "SPARSE",
+    "check_dimensions",
+    "check_mode",
+    "described",
+    "hit_of",
+    "path_of",
+    "stored_point",
+    "wanted_values",
+]
 
 DENSE = ""
 SPARSE = "bm25"
@@ -27,6 +38,29 @@ _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*").fullmatch
 
 def described(spec: CollectionSpec) -> str:
     return f"{spec.dimensions}-dimensional vectors {'with' if spec.sparse else 'without'} BM25"
+
+
+def check_dimensions(collection: str, spec: CollectionSpec, given: int) -> None:
+    """Refuse vectors of `given` dimensions in a collection of others.
+
+    Raises:
+        TerminalError: names both.
+    """
+    if given != spec.dimensions:
+        raise TerminalError(
+            f"the collection {collection} holds {described(spec)}, not {given}-dimensional ones",
+            "give another --collection, or the embedder that made this one",
+        )
+
+
+def check_mode(collection: str, spec: CollectionSpec, query: Query, mode: SearchMode) -> None:
+    """Refuse a search by words where there are none.
+
+    Raises:
+        UsageError: the collection or the query has no sparse vectors.
+    """
+    if mode != "dense" and (query.sparse is None or not spec.sparse):
+        raise UsageError(f"the collection {collection} has no sparse vectors", "search with --dense")
 
 
 def stored_point(point_id: object, payload: Mapping[str, Any], vector: Any) -> StoredPoint:

@@ -134,6 +134,12 @@ def test_a_job_done_by_batches_goes_on_at_once_through_the_ordinary_api(place: B
     place.check_stored(more)
 
 
+def test_its_ledger_is_rebuilt_from_what_the_batches_made(place: Batches) -> None:
+    place.run(make(60))
+    place.command("jobs", "repair", "j")
+    assert place.run(None).counters["unchanged"] == 60
+
+
 def test_a_plan_foretells_the_batches(place: Batches) -> None:
     records = make(COUNT)
     place.command.write("corpus.jsonl", records)

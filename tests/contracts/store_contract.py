@@ -84,6 +84,8 @@ class StoreContract:
     """Bytes of text that fit beside some metadata; None: any number."""
     searches: ClassVar[bool] = True
     """Whether it can be searched."""
+    tells: ClassVar[bool] = True
+    """Whether a collection says who made it."""
 
     def build(self, folder: Path, collection: str) -> Store:
         """A store over that collection, not yet prepared; the same arguments name the same data."""
@@ -112,6 +114,10 @@ class StoreContract:
         store = opened()
         store.prepare(spec_of(sparse=self.sparse))
         return store
+
+    def maker(self, model: str) -> tuple[str, str]:
+        """What a collection says of who made it."""
+        return ("fake", model) if self.tells else ("", "")
 
     def put(self, store: Store, documents: Sequence[Document], seeds: Sequence[int] | None = None) -> EmbeddedBatch:
         batch = batch_of([chunk(document) for document in documents], seeds, sparse=self.sparse)
@@ -189,6 +195,15 @@ class StoreContract:
         assert store.count() == 0
         assert store.fetch([("a", 0)]) == []
         assert not self.search(store, self.query(1), 5)
+
+    def test_preparing_says_who_made_what_is_there(self, store: Store, opened: Open) -> None:
+        self.put(store, [document("a", "text")])
+        store.flush()
+        store.close()
+        again = opened()
+        held = again.prepare(replace(spec_of(sparse=self.sparse), embedder="other", model="model-2"))
+        assert (held.dimensions, held.sparse) == (DIMENSIONS, self.sparse)
+        assert (held.embedder, held.model) == self.maker("model-1")
 
     def test_another_instance_finds_what_was_stored(self, store: Store, opened: Open) -> None:
         batch = self.put(store, [document("a", "text a"), document("b", "text b")])
@@ -329,7 +344,7 @@ class StoreContract:
         again = opened()
         spec = again.open()
         assert (spec.dimensions, spec.sparse) == (DIMENSIONS, self.sparse)
-        assert (spec.embedder, spec.model) in (("fake", "model-1"), ("", ""))
+        assert (spec.embedder, spec.model) == self.maker("model-1")
         self.check_holds(again, batch)
 
     def test_who_makes_the_vectors_can_change(self, store: Store, opened: Open) -> None:
@@ -339,7 +354,7 @@ class StoreContract:
         store.close()
         again = opened()
         spec = again.open()
-        assert (spec.embedder, spec.model) in (("fake", "model-2"), ("", ""))
+        assert (spec.embedder, spec.model) == self.maker("model-2")
         self.check_holds(again, batch)
 
     def test_a_collection_that_is_not_there_cannot_be_opened(self, opened: Open) -> None:

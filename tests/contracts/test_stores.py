@@ -95,6 +95,8 @@ class TestPinecone(StoreContract):
 class TestPineconeByTheHostOfItsIndex(TestPinecone):
     """Without the control plane; collections are namespaces of one index."""
 
+    tells = False
+
     @pytest.fixture(autouse=True)
     def _server(self, pinecone: PineconeServer) -> None:
         self.host = pinecone.host("shared")

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from ragingest.stores.qdrant_edge import QdrantEdgeStore
-from tests.api.running import Place, make
+from tests.api.running import MODEL, Place, make
 from tests.e2e.command import Command, opened, stored
 
+LARGE = "text-embedding-3-large"
 LONG = " ".join(f"Sentence number {n} speaks of shelf {n % 7}." for n in range(60))
 CHUNKED = ("--chunk-size", "64", "--chunk-overlap", "8")
 
@@ -31,6 +32,14 @@ def held(ragingest: Command, *ids: str) -> set[str]:
         found = {point.id for point in store.fetch([(id_, 0) for id_ in ids])}
         assert len(found) <= store.count()
     return found
+
+
+def maker(folder: Path) -> str:
+    store = QdrantEdgeStore(folder / "ragingest_data", "documents")
+    try:
+        return store.open().model
+    finally:
+        store.close()
 
 
 # -- metadata ----------------------------------------------------------------------------------------
@@ -205,9 +214,33 @@ def test_other_settings_store_everything_again_in_place(ragingest: Command) -> N
 def test_a_collection_that_is_stored_anew_knows_who_made_it(tmp_path: Path) -> None:
     with Place.opened(tmp_path) as place:
         place.run(make(30))
-        large = ("--model", "text-embedding-3-large", "--reembed")
+        large = ("--model", LARGE, "--reembed")
         again = place.run(None, *large)
         assert again.counters["stored"] == again.counters["embedded"] == 30
-        store = QdrantEdgeStore(tmp_path / "ragingest_data", "documents")
-        assert store.open().model == "text-embedding-3-large"
-        store.close()
+        assert maker(tmp_path) == LARGE
+
+
+def test_two_models_do_not_share_a_collection_unless_that_is_wanted(tmp_path: Path) -> None:
+    with Place.opened(tmp_path) as place:
+        place.run(make(30))
+        refused = place.command(*place.arguments(make(40), "--model", LARGE, job="other"), code=6)
+        assert f"the collection documents holds vectors of openai {MODEL}" in refused.err
+        assert f"openai {LARGE}" in refused.err
+        assert "--reembed" in refused.err
+        assert maker(tmp_path) == MODEL
+        assert place.run(None, "--model", LARGE, "--reembed", job="other").counters["stored"] == 40
+        # Now it is the first job whose vectors do not fit.
+        assert place.command("resume", "j", code=6).err.count(LARGE) == 1
+        assert place.run(None, "--collection", "mine", job="third").counters["stored"] == 40
+        here = "qdrant-edge:ragingest_data"
+        copied = place.command("copy", "--from", f"{here}/mine", "--to", f"{here}/documents", code=6)
+        assert f"openai {LARGE}" in copied.err
+        assert f"openai {MODEL}" in copied.err
+
+
+def test_an_empty_collection_is_anybodys(tmp_path: Path) -> None:
+    with Place.opened(tmp_path) as place:
+        place.run([])
+        assert maker(tmp_path) == MODEL
+        place.run(make(5), "--model", LARGE, job="other")
+        assert maker(tmp_path) == LARGE

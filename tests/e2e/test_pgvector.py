@@ -50,6 +50,13 @@ def test_what_postgres_cannot_keep_is_a_reject_and_a_plan_knows_it(
 def test_what_the_store_cannot_do_is_said_before_the_run(ragingest: Command, into: tuple[str, ...]) -> None:
     said = ragingest("run", HANDBOOK, *into, "--quantization", "scalar", code=2).said
     assert "--quantization" in said
+    assert (
+        "--quantization" in ragingest("run", HANDBOOK, *into, "--quantization", "scalar", "--dry-run", code=2).said
+    )
+    lacking = "keeps no sparse vectors"
+    assert lacking in str(ragingest("plan", HANDBOOK, *into, "--json").document["notes"])
+    assert lacking in ragingest("run", HANDBOOK, "--job", "j", *into).err
+    assert lacking not in ragingest("resume", "j").err
     assert "--url" in ragingest("run", HANDBOOK, "--store", "pgvector", code=2).said
     assert (
         "environment"

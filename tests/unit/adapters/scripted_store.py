@@ -60,8 +60,9 @@ class ScriptedStore:
         self._under_way = 0
         self._lock = threading.Lock()
 
-    def prepare(self, spec: CollectionSpec, layout: Layout = DEFAULT_LAYOUT) -> None:
+    def prepare(self, spec: CollectionSpec, layout: Layout = DEFAULT_LAYOUT) -> CollectionSpec:
         self.spec, self.layout = spec, layout
+        return spec
 
     def describe(self, spec: CollectionSpec) -> None:
         self.spec = spec

@@ -242,7 +242,8 @@ def test_a_disk_that_is_full_while_loading_loses_only_the_batch(store: FileStore
 
 
 def test_one_process_at_a_time(store: FileStore, opened: Open) -> None:
-    for call in (lambda: opened().prepare(SPEC), lambda: opened().open()):
+    calls: list[Callable[[], object]] = [lambda: opened().prepare(SPEC), lambda: opened().open()]
+    for call in calls:
         with pytest.raises(TerminalError, match="another process"):
             call()
     store.close()

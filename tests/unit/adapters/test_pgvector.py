@@ -164,7 +164,8 @@ def test_what_is_no_table_of_points_is_left_alone(
     store: PgvectorStore, opened: Open, postgres: PostgresServer, schema: str, made: str, why: str | None
 ) -> None:
     postgres.execute(f"CREATE {made.format(schema)}")
-    for call in (lambda: opened("others").prepare(SPEC), lambda: opened("others").open()):
+    calls: list[Callable[[], object]] = [lambda: opened("others").prepare(SPEC), lambda: opened("others").open()]
+    for call in calls:
         if why is None:
             call()
             continue

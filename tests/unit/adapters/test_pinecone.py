@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -335,6 +336,32 @@ def test_an_index_of_the_users_own_is_told_who_loads_it_and_keeps_its_tags(serve
     other.prepare(CollectionSpec(8, False, "null", "constant"))
     other.close()
     assert server.index("docs").tags["ragingest-embedder"] == "openai"
+
+
+def test_tags_speak_for_a_namespace_that_is_the_only_one(server: PineconeServer) -> None:
+    other = replace(SPEC, model="text-embedding-3-large")
+    told = []
+    for namespace, spec in (("v1", SPEC), ("v1", other), ("v2", other), ("v2", SPEC), ("v1", other)):
+        store = opened("docs", namespace)
+        told.append(store.prepare(spec).model)
+        store.upsert(batch())
+        store.close()
+    assert told == ["", "text-embedding-3-small", "", "", ""]
+
+
+def test_what_no_tag_can_hold_is_not_told_and_nothing_older_in_its_place(server: PineconeServer) -> None:
+    server.index("docs").tags["team"] = "search"
+    store = opened()
+    store.prepare(SPEC)
+    store.describe(CollectionSpec(8, False, "sentence-transformers", "/models/größe"))
+    assert server.index("docs").tags == {"team": "search"}
+    store.describe(CollectionSpec(8, False, "null", "constant"))
+    assert server.index("docs").tags == {
+        "team": "search",
+        "ragingest-embedder": "null",
+        "ragingest-model": "constant",
+    }
+    store.close()
 
 
 def test_a_key_that_may_not_change_indexes_loads_all_the_same(server: PineconeServer) -> None:

@@ -190,7 +190,8 @@ def test_a_damaged_description_is_named_and_left_alone(store: QdrantEdgeStore, o
     path = store._folder / "collection.json"
     good = path.read_bytes()
     path.write_bytes(damage)
-    for attempt in (lambda: opened().prepare(SPEC), lambda: opened().open()):
+    attempts: list[Callable[[], object]] = [lambda: opened().prepare(SPEC), lambda: opened().open()]
+    for attempt in attempts:
         with pytest.raises(TerminalError, match=r"collection\.json cannot be read") as caught:
             attempt()
         assert "restore it" in caught.value.hint
