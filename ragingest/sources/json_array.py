@@ -435,7 +435,8 @@ class JSONArray:
         self._part = identify(path)
         self.total_bytes = self._part.size
         keys = parse_json_path(json_path)
-        self._reader = ElementReader(open_file(path), self.name, keys, max_record_bytes)
+        self._stream = open_file(path)
+        self._reader = ElementReader(self._stream, self.name, keys, max_record_bytes)
         self._located = False
 
     def parts(self) -> list[PartInfo]:
@@ -448,11 +449,15 @@ class JSONArray:
         self._reader.done = done
         if ordinal and not self.rereads:
             self._locate()
-            self._reader.jump(open_file(self._path, offset - 1), ordinal, offset)
+            self._stream = open_file(self._path, offset - 1)
+            self._reader.jump(self._stream, ordinal, offset)
 
     def read_block(self) -> RecordBlock | None:
         self._locate()
-        return self._reader.read_block()
+        block = self._reader.read_block()
+        if block is None:
+            self._stream.check(self._part)
+        return block
 
     def _locate(self) -> None:
         if not self._located:
@@ -463,7 +468,7 @@ class JSONArray:
         pass
 
     def close(self) -> None:
-        self._reader.stream.close()
+        self._stream.close()
 
 
 class JSONArrayStdin:

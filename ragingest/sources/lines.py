@@ -10,6 +10,7 @@ from ragingest.errors import TerminalError
 from ragingest.protocols import PartInfo, RecordBlock
 from ragingest.sources.streams import (
     ByteStream,
+    FileStream,
     StdinStream,
     compression_of,
     identify,
@@ -154,6 +155,7 @@ class JSONLines:
         self._limit = max_record_bytes
         self._part = identify(path)
         self.total_bytes = self._part.size
+        self._stream: FileStream | None = None
         self._reader: LineReader | None = None
 
     def parts(self) -> list[PartInfo]:
@@ -165,21 +167,26 @@ class JSONLines:
     def seek(self, part: int, ordinal: int, offset: int, done: RangeSet) -> None:
         if self.rereads:
             ordinal = offset = 0
-        self._reader = LineReader(open_file(self._path, offset), self._limit)
+        self._stream = open_file(self._path, offset)
+        self._reader = LineReader(self._stream, self._limit)
         self._reader.ordinal, self._reader.offset, self._reader.done = ordinal, offset, done
 
     def read_block(self) -> RecordBlock | None:
         if self._reader is None:
             self.seek(0, 0, 0, RangeSet())
         assert self._reader is not None
-        return self._reader.read_block()
+        assert self._stream is not None
+        block = self._reader.read_block()
+        if block is None:
+            self._stream.check(self._part)
+        return block
 
     def stop(self) -> None:
         pass
 
     def close(self) -> None:
-        if self._reader is not None:
-            self._reader.stream.close()
+        if self._stream is not None:
+            self._stream.close()
 
 
 class JSONLinesStdin:

@@ -18,7 +18,16 @@ from typing import BinaryIO, Protocol
 from ragingest.errors import TerminalError, UsageError
 from ragingest.protocols import PartInfo
 
-__all__ = ["COMPRESSIONS", "ByteStream", "compression_of", "identify", "open_file", "open_stdin", "same_content"]
+__all__ = [
+    "COMPRESSIONS",
+    "ByteStream",
+    "FileStream",
+    "compression_of",
+    "identify",
+    "open_file",
+    "open_stdin",
+    "same_content",
+]
 
 READ_BYTES = 256 * 1024
 # A decoder that fails keeps back what this call had decoded: so each call is asked for little.
@@ -48,6 +57,18 @@ class ByteStream(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class FileStream(ByteStream, Protocol):
+    """The bytes of a regular file."""
+
+    def check(self, part: PartInfo) -> None:
+        """At the end: see that what was read is the file that `part` tells of, perhaps with more behind it.
+
+        Raises:
+            TerminalError: it was changed meanwhile, so that nobody knows what was read.
+        """
+        ...
 
 
 class _Decompressor(Protocol):
@@ -167,6 +188,21 @@ class _Plain:
         self.consumed += len(data)
         return data
 
+    def check(self, part: PartInfo) -> None:
+        before = part.size or 0
+        try:
+            found = os.fstat(self._file.fileno())
+            if found.st_mtime_ns == part.mtime_ns and found.st_size == before:
+                return
+            grown = found.st_size > before and _samples(self._file, before) == part.digest
+        except OSError as error:
+            raise _unreadable(self._name, error) from None
+        if not grown:
+            raise TerminalError(
+                f"{self._name} was changed while it was read",
+                "resume once nobody writes it: it is read from its start, and the ledger says what is stored already",
+            )
+
     def close(self) -> None:
         self._file.close()
 
@@ -174,7 +210,7 @@ class _Plain:
 class _Decompressed:
     """Members one after the other, as `cat a.gz b.gz` makes them."""
 
-    def __init__(self, raw: ByteStream, kind: str, name: str) -> None:
+    def __init__(self, raw: FileStream, kind: str, name: str) -> None:
         self._raw = raw
         self._kind = kind
         self._name = name
@@ -241,6 +277,9 @@ class _Decompressed:
             "every record before that point is kept; replace the file and run the same command again",
         )
 
+    def check(self, part: PartInfo) -> None:
+        self._raw.check(part)
+
     def close(self) -> None:
         self._raw.close()
 
@@ -287,7 +326,7 @@ def compression_of(path: Path) -> str | None:
     return COMPRESSIONS.get(path.suffix.lower())
 
 
-def open_file(path: Path, offset: int = 0) -> ByteStream:
+def open_file(path: Path, offset: int = 0) -> FileStream:
     """Open a regular file, at `offset` unless it is compressed.
 
     Raises:
@@ -330,7 +369,7 @@ def identify(path: Path) -> PartInfo:
             raise TerminalError(
                 f"{path} is no regular file", f"read it as standard input: ragingest run - < {path}"
             )
-        return PartInfo(str(path), found.st_size, found.st_mtime_ns, _samples(path, found.st_size))
+        return PartInfo(str(path), found.st_size, found.st_mtime_ns, _samples_of(path, found.st_size))
     except FileNotFoundError:
         raise TerminalError(f"there is no file {path}", "check the path; - reads standard input") from None
     except OSError as error:
@@ -349,7 +388,7 @@ def same_content(path: Path, before: PartInfo, current: PartInfo) -> bool:
         return before.mtime_ns == current.mtime_ns and before.digest == current.digest
     if current.size < before.size or compression_of(path) is not None:
         return False
-    return _ends_line(path, before.size) and _samples(path, before.size) == before.digest
+    return _ends_line(path, before.size) and _samples_of(path, before.size) == before.digest
 
 
 def _ends_line(path: Path, size: int) -> bool:
@@ -358,12 +397,17 @@ def _ends_line(path: Path, size: int) -> bool:
         return size == 0 or file.read(1) == b"\n"
 
 
-def _samples(path: Path, size: int) -> str:
-    digest = hashlib.blake2b(digest_size=16)
+def _samples_of(path: Path, size: int) -> str:
     with path.open("rb", buffering=0) as file:
-        for start in (0, max(0, size - SAMPLE_BYTES)):
-            file.seek(start)
-            digest.update(file.read(min(SAMPLE_BYTES, size - start)))
+        return _samples(file, size)
+
+
+def _samples(file: BinaryIO, size: int) -> str:
+    """A digest of the beginning and the end of the first `size` bytes."""
+    digest = hashlib.blake2b(digest_size=16)
+    for start in (0, max(0, size - SAMPLE_BYTES)):
+        file.seek(start)
+        digest.update(file.read(min(SAMPLE_BYTES, size - start)))
     return digest.hexdigest()
 
 

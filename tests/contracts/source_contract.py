@@ -377,6 +377,29 @@ class FileContract(SourceContract):
         source.close()
         return matches
 
+    def test_a_file_that_is_written_over_while_it_is_read_breaks_at_its_end(
+        self, opened: Open, tmp_path: Path
+    ) -> None:
+        source = opened(self.encode(many(2500)))
+        assert source.read_block() is not None
+        path = tmp_path / f"corpus{self.suffix}"
+        before = path.stat()
+        path.write_bytes(path.read_bytes())
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+        error = read_all(source).error
+        assert isinstance(error, TerminalError)
+        assert "was changed while it was read" in error.message
+
+    def test_a_file_that_is_replaced_while_it_is_read_is_read_to_its_end(
+        self, opened: Open, tmp_path: Path
+    ) -> None:
+        source = opened(self.encode(many(2500)))
+        assert source.read_block() is not None
+        other = tmp_path / "other"
+        other.write_bytes(b"something else")
+        other.replace(tmp_path / f"corpus{self.suffix}")
+        assert read_all(source).error is None
+
     def test_an_unchanged_file_matches(self, opened: Open, tmp_path: Path) -> None:
         assert self.changed(opened, tmp_path, lambda path: None, self.encode(VALUES))
 

@@ -118,6 +118,8 @@ class Workplace:
     """A folder in which one job, `j`, is run, harmed and resumed."""
 
     command: Command
+    before: tuple[str, ...] = ()
+    """A command that starts the one behind it, in another place."""
 
     @property
     def folder(self) -> Path:
@@ -132,12 +134,23 @@ class Workplace:
         return self.folder / "embedded.log"
 
     def start(
-        self, *arguments: str | Path, fault: str = "", limit: int | None = None, **popen: Any
+        self,
+        *arguments: str | Path,
+        fault: str = "",
+        limit: int | None = None,
+        clock: int | None = None,
+        **popen: Any,
     ) -> subprocess.Popen[bytes]:
         """Start the command under the launcher; the caller sees to its end."""
-        extra = {"FAULT_LOG": str(self.log), "FAULT": fault, "FAULT_LIMIT": str(limit or "")}
-        return self.command.start(
-            [sys.executable, str(LAUNCHER), *map(str, arguments)],
+        extra = {
+            "FAULT_LOG": str(self.log),
+            "FAULT": fault,
+            "FAULT_LIMIT": str(limit or ""),
+            "FAULT_CLOCK": str(clock or ""),
+        }
+        start = subprocess.Popen if self.before else self.command.start
+        return start(
+            [*self.before, sys.executable, str(LAUNCHER), *map(str, arguments)],
             cwd=self.folder,
             env=clean_environment(extra),
             **{"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **popen},

@@ -4,8 +4,9 @@
     FAULT=kill:before:Path.replace:2      die before the second one
     FAULT=full:before:write_durably:3     the disk is full from the third one on
     FAULT=gate:before:Store.upsert:1      from the first one on, read the file or FIFO `gate` to its end
+    FAULT=clock:before:Ledger.commit:4    at the fourth one the clock goes back by a day
 
-FAULT_LOG names a file to which the id and number of every chunk that is embedded are appended. No file
+FAULT_CLOCK sets the clock back by that many seconds from the start. FAULT_LOG names a file to which the id and number of every chunk that is embedded are appended. No file
 grows beyond FAULT_LIMIT bytes.
 """
 
@@ -18,13 +19,17 @@ import pathlib
 import pkgutil
 import resource
 import signal
+import time
 from collections.abc import Callable
 from typing import Any
+
+import time_machine
 
 import ragingest.checkpoint.manager
 import ragingest.wiring
 from ragingest.checkpoint.batches import BatchStates
 from ragingest.checkpoint.journal import Journal
+from ragingest.checkpoint.known import KnownTexts
 from ragingest.checkpoint.ledger import Ledger
 from ragingest.checkpoint.manager import CheckpointManager
 from ragingest.checkpoint.rejects import RejectsEdition, RejectsFile
@@ -33,14 +38,18 @@ from ragingest.cli import main
 from ragingest.embedders.null import NullEmbedder
 from ragingest.embedders.openai_batch import OpenAIBatches
 from ragingest.embedders.wordllama import WordLlamaEmbedder
+from ragingest.sources.lines import JSONLines
 from ragingest.stores.edge_process import EdgeProcess
 from ragingest.stores.files import FileStore
 
 OWNERS: dict[str, Any] = {
     "BatchStates": BatchStates,
     "CheckpointManager": CheckpointManager,
+    "Embedder": WordLlamaEmbedder,
     "FileStore": FileStore,
+    "JSONLines": JSONLines,
     "Journal": Journal,
+    "KnownTexts": KnownTexts,
     "Ledger": Ledger,
     "OpenAIBatches": OpenAIBatches,
     "PaidVectors": PaidVectors,
@@ -72,6 +81,8 @@ def build_in(fault: str) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if action == "gate" and number >= int(count):
             pathlib.Path("gate").read_bytes()
+        if action == "clock" and number == int(count):
+            set_back(86_400)
 
     async def faulty_later(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
@@ -97,6 +108,11 @@ def build_in(fault: str) -> None:
     setattr(owner, name, faulty_later if inspect.iscoroutinefunction(original) else faulty)
 
 
+def set_back(seconds: float) -> None:
+    """The clock that tells the date; the one that measures times goes on."""
+    time_machine.travel(time.time() - seconds, tick=True).start()
+
+
 def log_embedded(path: str) -> None:
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
@@ -114,6 +130,8 @@ def log_embedded(path: str) -> None:
 if __name__ == "__main__":
     if os.environ.get("FAULT"):
         build_in(os.environ["FAULT"])
+    if os.environ.get("FAULT_CLOCK"):
+        set_back(float(os.environ["FAULT_CLOCK"]))
     if os.environ.get("FAULT_LOG"):
         log_embedded(os.environ["FAULT_LOG"])
     if os.environ.get("FAULT_LIMIT"):

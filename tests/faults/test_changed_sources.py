@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.command import opened
+from tests.e2e.command import Result, opened
 from tests.faults.harness import SMALL_CHUNKS, SMALL_STEPS, Corpus, Workplace, finish, make_corpus
 
 RUN = ("--job", "j", *SMALL_CHUNKS, *SMALL_STEPS)
@@ -91,3 +92,74 @@ def test_a_compressed_source_that_grew_is_read_from_its_start(place: Workplace) 
     assert CHANGED in result.err
     counters = place.check(grown, result)
     assert counters["unchanged"] > 0
+
+
+# -- while it is read --------------------------------------------------------------------------------
+
+
+def _append(source: Path, to: Corpus) -> None:
+    with source.open("a") as file:
+        file.writelines(f"{line}\n" for line in to.lines[len(source.read_bytes().splitlines()) :])
+
+
+def _replace(source: Path, to: Corpus) -> None:
+    to.write(source.with_name("new.jsonl")).replace(source)
+
+
+def _write_over(source: Path, to: Corpus) -> None:
+    to.write(source)
+
+
+def while_it_runs(place: Workplace, source: Path, change: Callable[[], None], *more: str, code: int) -> Result:
+    """A run during which `change` happens, when some of the source is stored and most of it not yet read."""
+    process = place.start("run", source, *RUN, *more, "--json", "--quiet", fault=place.with_gate(3))
+    with place.gate(process):
+        change()
+    return finish(process, code)
+
+
+def test_what_is_appended_while_it_runs_is_read_too(place: Workplace, corpus: Corpus) -> None:
+    source = corpus.write(place.folder / "source.jsonl")
+    grown = Corpus([*corpus.lines, *make_corpus(100, seed=22, first=5000).lines])
+    result = while_it_runs(place, source, lambda: _append(source, grown), code=1)
+    place.check(grown, result)
+    again = place.resume()
+    assert again.counters["embedded"] <= 2 * grown.duplicates
+
+
+def test_a_source_that_is_replaced_while_it_runs_is_read_as_it_was_and_the_next_run_sees_the_new_one(
+    place: Workplace, corpus: Corpus
+) -> None:
+    source = corpus.write(place.folder / "source.jsonl")
+    new = Corpus([*corpus.lines[300:], *make_corpus(100, seed=25, first=7000, padding=8000).lines])
+    result = while_it_runs(place, source, lambda: _replace(source, new), code=1)
+    place.check(corpus, result)
+    result = place.resume("--delete-missing", "--yes")
+    place.check(new, result)
+    assert result.counters["unchanged"] > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [("source.jsonl", "cut"), ("source.jsonl", "grown before"), ("source.json", "reversed")],
+)
+def test_a_source_that_is_written_over_while_it_runs_fails_the_run_which_deletes_nothing(
+    place: Workplace, corpus: Corpus, name: str, change: str
+) -> None:
+    source = corpus.write(place.folder / name)
+    place.run("run", source, *RUN, code=1)
+    changed = {
+        "cut": Corpus(corpus.lines[:40]),
+        "reversed": Corpus([line.replace("}}", ', "again": true}}') for line in reversed(corpus.lines)]),
+        "grown before": Corpus([*make_corpus(100, seed=26, first=8000).lines, *corpus.lines]),
+    }[change]
+    older = Corpus([line.replace("}}", ', "older": true}}') for line in corpus.lines])
+    older.write(source)
+    failed = while_it_runs(place, source, lambda: _write_over(source, changed), "--delete-missing", "--yes", code=4)
+    if name.endswith("l"):
+        assert "was changed while it was read" in failed.err
+        assert "resume once nobody writes it" in failed.err
+    assert failed.counters["removed"] == 0
+    result = place.resume("--delete-missing", "--yes")
+    assert result.document["run"] == 3
+    place.check(changed, result)
