@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
+from tests.faults.small_disk import can_mount
 from tests.servers.pinecone_server import IndexConfig, PineconeConfig, PineconeServer
 from tests.servers.postgres import PostgresServer
 
@@ -27,13 +28,12 @@ hypothesis.settings.load_profile("ragingest")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what needs the shared corpora where they are not."""
-    if SHARED.is_dir():
-        return
-    left_out = [item for item in items if item.get_closest_marker("shared")]
-    if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if not item.get_closest_marker("shared")]
+    """Leave out what needs the shared corpora where they are not, or a mount where that is not allowed."""
+    for marker, possible in (("shared", SHARED.is_dir), ("mounts", can_mount)):
+        left_out = [item for item in items if item.get_closest_marker(marker)]
+        if left_out and not possible():
+            config.hook.pytest_deselected(items=left_out)
+            items[:] = [item for item in items if not item.get_closest_marker(marker)]
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ member, then the members: `checkpoint.json`, `ledger.sqlite`, `rejects.jsonl`, `
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -95,13 +96,15 @@ def export_job(manager: CheckpointManager, job: str, target: Path) -> Manifest:
                 made = Path(folder) / "archive.tar"
                 manifest = _write(made, job, pieces)
                 made.replace(target)
+        except (OSError, sqlite3.OperationalError) as error:
+            # SQLite's own distinction: what the world around its files does wrong is an OperationalError.
+            raise TerminalError(
+                f"{target} cannot be written: {getattr(error, 'strerror', None) or error}",
+                "free disk space, or give another file",
+            ) from None
         except sqlite3.Error as error:
             raise TerminalError(
                 f"the ledger of the job {job} is damaged: {error}", f"mend it with: ragingest jobs repair {job}"
-            ) from None
-        except OSError as error:
-            raise TerminalError(
-                f"{target} cannot be written: {error.strerror or error}", "give another file"
             ) from None
     return manifest
 
@@ -180,7 +183,11 @@ def import_job(
         JobLockedError: another process works on the job of that name.
         TerminalError: the state cannot be written.
     """
-    with _explained(archive), open(archive, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+    with (
+        _explained(archive, manager.folder),
+        open(archive, "rb") as file,
+        tarfile.open(fileobj=file, mode="r:") as tar,
+    ):
         manifest = _read_manifest(tar)
         manager.open_folder()
         with manager.lock(manifest.job):
@@ -201,7 +208,7 @@ def import_job(
 
 
 @contextmanager
-def _explained(archive: Path) -> Iterator[None]:
+def _explained(archive: Path, folder: Path) -> Iterator[None]:
     try:
         yield
     except RagingestError:
@@ -209,7 +216,7 @@ def _explained(archive: Path) -> Iterator[None]:
     except (tarfile.TarError, msgspec.DecodeError, CheckpointError, sqlite3.Error, EOFError) as error:
         raise UsageError(f"{archive} is damaged, or no exported job: {error}", "export the job again") from None
     except OSError as error:
-        where = error.filename or archive
+        where = error.filename or (folder if error.errno in (errno.ENOSPC, errno.EDQUOT) else archive)
         raise TerminalError(
             f"{where} cannot be used: {error.strerror or error}", "check path, permissions, disk"
         ) from None

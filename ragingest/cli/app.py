@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import tomllib
@@ -23,12 +24,14 @@ from ragingest.cli.run import run
 from ragingest.cli.search import search
 from ragingest.cli.stats import stats
 from ragingest.cli.verify import verify
-from ragingest.errors import ExitCode, RagingestError, UsageError
+from ragingest.errors import ExitCode, RagingestError, TerminalError, UsageError
 from ragingest.version import __version__
 
 __all__ = ["app", "main"]
 
 CONFIG_FILE = "ragingest.toml"
+
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
 app = typer.Typer(
     name="ragingest",
@@ -153,12 +156,28 @@ def _option(key: str) -> str:
 def main() -> None:
     """Run the command line; every error of ours ends in its own exit code and one or two lines."""
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except RagingestError as error:
         display.show_error(error, as_json="--json" in sys.argv)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(ExitCode.SIGINT)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _close_stdout()
         sys.exit(ExitCode.OK)
+    except OSError as error:
+        # Everything else that writes has explained itself where it failed.
+        if error.errno not in _NO_ROOM or error.filename is not None:
+            raise
+        _close_stdout()
+        told = f"the output cannot be written: {error.strerror}"
+        display.show_error(TerminalError(told, "free disk space; what is done is done"), as_json=False)
+        sys.exit(ExitCode.FAILED)
+
+
+def _close_stdout() -> None:
+    """Let nothing more be written, at the very end either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
