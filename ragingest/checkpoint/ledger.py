@@ -13,7 +13,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from functools import update_wrapper
 from pathlib import Path
-from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from ragingest.checkpoint.ranges import RangeSet
 from ragingest.documents import Stored
@@ -27,6 +27,21 @@ T = TypeVar("T")
 LOOKUP = 500  # ids in one query; SQLite before 3.32 takes 999 parameters
 CACHE_KIB = 2 * 1024  # reads go through the memory map: 16 MB cost as much CPU, and 12 MB more memory
 WAL_PAGES = 4000  # 16 MB between copies of the WAL into the file
+
+MOST_CHUNKS = 10_000_000  # of a document; what says more is damaged
+
+# These tell of the disk or of other processes.
+_NOT_DAMAGE = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_INTERRUPT,
+}
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS documents (
@@ -62,17 +77,27 @@ class LedgerRow(NamedTuple):
     ordinal: int
 
 
+_TYPES = [str, bytes, int, int, int, int, int]
+
+
+def _sound(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The row, unless a flipped bit has made something else of it; SQLite itself has no checksums.
+
+    Raises:
+        DatabaseError: it has.
+    """
+    if [*map(type, row)] != _TYPES or not 0 <= row[2] <= MOST_CHUNKS:
+        raise sqlite3.DatabaseError("a row of it makes no sense")
+    return row
+
+
 def _explained(method: Callable[Concatenate[Ledger, P], T]) -> Callable[Concatenate[Ledger, P], T]:
     def call(self: Ledger, /, *args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return method(self, *args, **kwargs)
         except sqlite3.DatabaseError as error:
-            # SQLite's own distinction: what the world around the file does wrong is an OperationalError.
-            if isinstance(error, sqlite3.OperationalError):
-                raise TerminalError(
-                    f"the ledger {self.path} failed: {error}",
-                    "free disk space or mend its permissions, then resume",
-                ) from None
+            if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF in _NOT_DAMAGE:
+                raise self._failed(str(error)) from None
             raise LedgerDamagedError(
                 f"the ledger {self.path} is damaged: {error}",
                 "start over with --fresh: what is stored already is overwritten, not doubled",
@@ -93,7 +118,7 @@ class Ledger:
         try:
             os.close(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600))
         except OSError as error:
-            raise sqlite3.OperationalError(error.strerror) from None
+            raise self._failed(error.strerror) from None
         self._db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
         try:
             self._db.execute("PRAGMA journal_mode = WAL")
@@ -106,6 +131,11 @@ class Ledger:
             self._db.close()
             raise
 
+    def _failed(self, why: str | None) -> TerminalError:
+        return TerminalError(
+            f"the ledger {self.path} failed: {why}", "free disk space or mend its permissions, then resume"
+        )
+
     @_explained
     def lookup(self, ids: Sequence[str]) -> dict[str, Stored]:
         """The rows of those `ids` that are known."""
@@ -114,7 +144,7 @@ class Ledger:
             some = ids[start : start + LOOKUP]
             query = f"SELECT * FROM documents WHERE id IN ({','.join('?' * len(some))})"
             for row in self._db.execute(query, some):
-                found[row[0]] = Stored(*row[1:])
+                found[row[0]] = Stored(*_sound(row)[1:])
         return found
 
     @_explained
@@ -191,7 +221,7 @@ class Ledger:
             f"SELECT * FROM documents WHERE (? IS NULL OR id > ?) AND seen <> ? AND {_OF_THE_JOB} ORDER BY id LIMIT ?",
             (after, after, run, limit),
         )
-        return [LedgerRow(*row) for row in rows]
+        return [LedgerRow(*_sound(row)) for row in rows]
 
     @_explained
     def page(self, after: str | None, limit: int) -> list[LedgerRow]:
@@ -200,7 +230,7 @@ class Ledger:
             "SELECT * FROM documents WHERE (? IS NULL OR id > ?) AND digest <> x'' ORDER BY id LIMIT ?",
             (after, after, limit),
         )
-        return [LedgerRow(*row) for row in rows]
+        return [LedgerRow(*_sound(row)) for row in rows]
 
     @_explained
     def points(self) -> int:

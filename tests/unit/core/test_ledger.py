@@ -221,6 +221,36 @@ def test_a_ledger_that_is_damaged_inside_is_an_error_that_names_the_way_out(path
     assert "--fresh" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "digest = 5",
+        "digest = 'x'",
+        "chunks = 'x'",
+        "chunks = 1.5",
+        "chunks = -1",
+        "chunks = 1 << 40",
+        "run = x'00'",
+        "ordinal = 'x'",
+        "id = CAST(x'ff' AS TEXT)",
+    ],
+)
+def test_a_row_that_makes_no_sense_is_damage(ledger: Ledger, change: str) -> None:
+    ledger.commit([row("a")])
+    ledger._db.execute(f"UPDATE documents SET {change}")
+    with pytest.raises(LedgerDamagedError):
+        ledger.page(None, 10)
+    if "id" not in change.split():
+        with pytest.raises(LedgerDamagedError):
+            ledger.lookup(["a"])
+
+
+def test_a_ledger_without_its_tables_is_damaged_and_no_matter_of_the_disk(ledger: Ledger) -> None:
+    ledger._db.execute("DROP TABLE documents")
+    with pytest.raises(LedgerDamagedError, match="no such table"):
+        ledger.lookup(["a"])
+
+
 def test_a_full_disk_is_named_as_the_reason_and_the_ledger_goes_on_afterwards(ledger: Ledger) -> None:
     ledger.commit([row("a")])
     ledger._db.execute("PRAGMA max_page_count = 20")
