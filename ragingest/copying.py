@@ -38,7 +38,7 @@ from ragingest.errors import (
 from ragingest.events import Counters, Emit, Finishing, Noticed, Progressed, RunFinished, RunStarted, Summary
 from ragingest.memory import own_anonymous_bytes
 from ragingest.protocols import CollectionSpec, Store, StoredPoint
-from ragingest.retries import patiently
+from ragingest.retries import patient, patiently
 from ragingest.settings import JobSettings, RunOptions, StoreSettings, default_job_name
 from ragingest.stores import open_store
 from ragingest.stores.abilities import check_abilities
@@ -143,14 +143,14 @@ def open_copy(
         undo.append(lock.release)
         source = open_store(origin, options.timeout)
         undo.append(source.close)
-        spec = patiently(source.open)
+        spec = patient(options.give_up_after, source.open)
         target = open_store(settings, options.timeout)
         undo.append(target.close)
         check_abilities(target, options.layout)
         if spec.sparse and not target.abilities.sparse:
             emit(Noticed(f"the store {target.name} keeps no sparse vectors: they stay behind"))
             spec = replace(spec, sparse=False)
-        held = patiently(target.prepare, spec, options.layout)
+        held = patient(options.give_up_after, target.prepare, spec, options.layout)
         check_maker(target, held, spec, settings.collection, "copy into another collection, or remove that one")
         checkpoint = _where_it_stands(manager, job, settings, options, fresh, emit)
         ledger = Ledger(manager.files(job).ledger)

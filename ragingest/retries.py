@@ -10,7 +10,7 @@ from tenacity import AsyncRetrying, RetryCallState, Retrying, retry_if_exception
 
 from ragingest.errors import TerminalError, TransientError
 
-__all__ = ["patiently", "retrying"]
+__all__ = ["patient", "patiently", "retrying"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -38,8 +38,13 @@ def patiently(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     Raises:
         TerminalError: it failed all that time.
     """
+    return patient(PATIENCE_SECONDS, call, *args, **kwargs)
+
+
+def patient(seconds: float, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """As `patiently`, for so many seconds, or for a minute if that is less."""
     try:
-        rules = _rules(PATIENCE_SECONDS, time.monotonic, _as_told)
+        rules = _rules(min(seconds, PATIENCE_SECONDS), time.monotonic, _as_told)
         return Retrying(sleep=time.sleep, **rules)(call, *args, **kwargs)
     except TransientError as error:
         raise TerminalError(str(error), "check the server, and try again") from None

@@ -26,7 +26,7 @@ from ragingest.passes import Passes
 from ragingest.pipeline import Pipeline, PipelineParts
 from ragingest.protocols import CollectionSpec, Source, Store
 from ragingest.resources import ResourceManager
-from ragingest.retries import patiently
+from ragingest.retries import patient, patiently
 from ragingest.settings import BATCHED, ErrorBudget, JobSettings, RunOptions, default_job_name
 from ragingest.sources import open_source
 from ragingest.sources.rejects import RejectedRecords, rejected_places
@@ -253,9 +253,9 @@ def open_job(
             embedding.model,
             {"base_url": settings.base_url} if settings.base_url else {},
         )
-        held = patiently(store.prepare, spec, options.layout)
+        held = patient(options.give_up_after, store.prepare, spec, options.layout)
         if start.reembed:
-            patiently(store.describe, spec)
+            patient(options.give_up_after, store.describe, spec)
         else:
             check_maker(
                 store,

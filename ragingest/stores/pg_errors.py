@@ -44,6 +44,15 @@ _REFUSALS = {
     "permission denied for database": _HINTS["42501"],
     "does not exist": "name a role and a database that are there in --url",
 }
+# Of libpq and OpenSSL; a line that broke during the handshake is none of these.
+_TLS = (
+    "certificate verify failed",
+    "server does not support SSL",
+    "root certificate file",
+    "does not match host name",
+    "wrong version number",
+    "unsupported protocol",
+)
 
 
 @contextmanager
@@ -82,6 +91,11 @@ def _without_code(error: psycopg.Error, place: str, said: str) -> Exception:
     for refusal, hint in _REFUSALS.items():
         if refusal in said and "FATAL" in said:
             return TerminalError(f"{place} cannot be opened: {said}", hint)
+    if any(phrase in said for phrase in _TLS):
+        return TerminalError(
+            f"{place} cannot be reached over TLS: {said}",
+            "check sslmode in --url, and name the authority that signed its certificate: sslrootcert=..., PGSSLROOTCERT",
+        )
     if "no password supplied" in said:
         return TerminalError(f"{place} cannot be opened: {said}", _HINTS["28P01"])
     return TransientError(f"{place}: {said}")

@@ -10,6 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
@@ -31,7 +32,7 @@ from ragingest.protocols import (
 from ragingest.retries import patiently
 from ragingest.settings import Layout
 from ragingest.stores.qdrant_errors import MissingError, ServerErrors
-from ragingest.stores.qdrant_grpc import OPTIONS, GrpcUpserts
+from ragingest.stores.qdrant_grpc import OPTIONS, GrpcUpserts, is_timeout
 from ragingest.stores.qdrant_layout import (
     DENSE,
     PREFETCH_FACTOR,
@@ -114,7 +115,8 @@ class QdrantStore:
         else:
             target = f"{address.host}:{address.port}"
             self._upserts = GrpcUpserts(target, address.secure, collection, key, timeout, self._errors)
-        self._client = _client(url, address, key, timeout)
+        self._dial = partial(_client, url, address, key, timeout)
+        self._client = self._dial()
         self.limits = StoreLimits(MAX_POINTS, self._upserts.max_bytes, CONCURRENCY, adaptive=True)
 
     # -- opening -----------------------------------------------------------------------------------
@@ -205,6 +207,8 @@ class QdrantStore:
         try:
             return method(*args, **kwargs)
         except Exception as error:
+            if is_timeout(error):
+                self._client = self._dial()
             ours = self._errors.of(error)
             if ours is error:
                 raise

@@ -45,6 +45,11 @@ _TOO_LARGE = re.compile(
 # "Max vector storage size limit of 10MB reached!": the collection takes no more, whatever it is.
 _FULL = re.compile(r"limit of \S+ reached").search
 _OTHER_VECTORS = re.compile(r"dimension error|Not existing vector name", re.IGNORECASE).search
+# As OpenSSL and gRPC's core say it; a line that broke during the handshake is none of these.
+_TLS = re.compile(
+    r"CERTIFICATE_VERIFY_FAILED|WRONG_VERSION_NUMBER|wrong version number|record layer failure|UNSUPPORTED_PROTOCOL"
+    r"|ALERT_HANDSHAKE_FAILURE|Hostname Verification Check failed"
+).search
 _NUMBER = re.compile(r"\d+(\.\d+)?\Z").search
 
 
@@ -76,7 +81,7 @@ class ServerErrors:
         if isinstance(error, httpx.TimeoutException):
             return TransientError(f"{self._url} did not answer in time: {_named(error)}")
         if isinstance(error, httpx.HTTPError):
-            return TransientError(f"{self._url} cannot be reached: {self._without_key(_named(error))}")
+            return self._unreached(_named(error))
         if isinstance(error, json.JSONDecodeError | msgspec.DecodeError | ValidationError):
             return self.unreadable()
         return error
@@ -93,10 +98,22 @@ class ServerErrors:
 
     def _of_grpc(self, error: grpc.RpcError) -> Exception:
         code, details = error.code(), error.details() or ""
+        if code is grpc.StatusCode.UNAVAILABLE and _TLS(details):
+            return self._unreached(details)
         status = _STATUS_OF_CODE.get(code, _OTHER_CODE)
         metadata: Any = error.trailing_metadata() or ()
         headers = {name: value for name, value in metadata if isinstance(value, str)}
         return self._of_answer(status, f"{code.name}: {details}", parse_retry_after(headers, datetime.now(UTC)))
+
+    def _unreached(self, message: str) -> Exception:
+        message = self._without_key(message)
+        if _TLS(message):
+            return TerminalError(
+                f"{self._url} cannot be reached over TLS: {message}",
+                "check --url (https or http, grpcs or grpc?), or name the authority that signed its certificate: "
+                "SSL_CERT_FILE=..., for gRPC GRPC_DEFAULT_SSL_ROOTS_FILE_PATH=...",
+            )
+        return TransientError(f"{self._url} cannot be reached: {message}")
 
     def _of_answer(self, status: int, message: str, retry_after: float | None) -> Exception:
         message = self._without_key(message)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from ragingest.stores.protobuf import field, head_of, key_of, varint
 from ragingest.stores.qdrant_errors import ServerErrors
 from ragingest.stores.qdrant_layout import DENSE, SPARSE
 
-__all__ = ["OPTIONS", "GrpcUpserts"]
+__all__ = ["OPTIONS", "GrpcUpserts", "is_timeout"]
 
 # Qdrant's gRPC takes messages of any size; this one keeps what is held at once to that of REST.
 MAX_MESSAGE_BYTES = 32 * 1024 * 1024
@@ -30,6 +31,8 @@ OPTIONS = {
     "grpc.enable_retries": 0,
     "grpc.max_send_message_length": -1,
     "grpc.max_receive_message_length": -1,
+    # A channel has a connection of its own, so that another one is another connection.
+    "grpc.use_local_subchannel_pool": 1,
     "grpc.initial_reconnect_backoff_ms": 100,
     "grpc.max_reconnect_backoff_ms": 2000,
 }
@@ -53,15 +56,27 @@ class GrpcUpserts:
         self._timeout = timeout
         self._metadata = (("api-key", key),) if key else ()
         self._errors = errors
+        self._target = target
+        self._secure = secure
+        self._dialling = threading.Lock()
+        self._dial()
+
+    def _dial(self) -> None:
         options = list(OPTIONS.items())
         self._channel = (
-            grpc.secure_channel(target, grpc.ssl_channel_credentials(), options)
-            if secure
-            else grpc.insecure_channel(target, options)
+            grpc.secure_channel(self._target, grpc.ssl_channel_credentials(), options)
+            if self._secure
+            else grpc.insecure_channel(self._target, options)
         )
         self._upsert: Callable[..., PointsOperationResponse] = self._channel.unary_unary(
             "/qdrant.Points/Upsert", response_deserializer=PointsOperationResponse.FromString
         )
+
+    def _redial(self, dead: object) -> None:
+        """Leave a connection that may have died in silence, once; calls under way on it come to their own end."""
+        with self._dialling:
+            if dead is self._upsert:
+                self._dial()
 
     def encode(self, batch: EmbeddedBatch, *, drop_text: bool) -> list[bytes | Fault]:
         """Each point as a field of the message, or why there is none."""
@@ -97,14 +112,22 @@ class GrpcUpserts:
             TransientError, RejectedError, TerminalError: as the contract of stores says.
         """
         message = b"".join((self._head, *wire))
+        upsert = self._upsert
         try:
-            answer = self._upsert(message, timeout=self._timeout, metadata=self._metadata)
+            answer = upsert(message, timeout=self._timeout, metadata=self._metadata)
         except grpc.RpcError as error:
+            if is_timeout(error):
+                self._redial(upsert)
             raise self._errors.of(error) from None
         return _STATUSES.get(answer.result.status, "unknown")
 
     def close(self) -> None:
         self._channel.close()
+
+
+def is_timeout(error: BaseException) -> bool:
+    """Whether a call has had no answer in time: then its connection may have died."""
+    return isinstance(error, grpc.RpcError) and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 # -- vectors ---------------------------------------------------------------------------------------

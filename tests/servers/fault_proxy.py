@@ -18,19 +18,24 @@ from urllib.parse import urlsplit
 __all__ = ["CUT", "HALF_OPEN", "REFUSED", "FaultProxy", "Weather"]
 
 PIECE = 4096
+SSL_REQUEST_BYTES = 8
+"""Of Postgres' protocol."""
 
 
 @dataclass(frozen=True)
 class Weather:
     """What one connection meets.
 
-    `latency` in seconds, each way; `bandwidth` in bytes a second, of answers; `cut_after` bytes of an
-    answer the connection is reset; `silent`: it is taken and never answered, and nobody is told.
+    `latency` in seconds, each way; `bandwidth` in bytes a second, of answers, and `upload` of requests;
+    `cut_after` bytes of an answer the connection is reset, `dead_after` so many nothing comes any more and
+    nobody is told; `silent`: that from the start.
     """
 
     latency: float = 0.0
     bandwidth: float | None = None
+    upload: float | None = None
     cut_after: int | None = None
+    dead_after: int | None = None
     silent: bool = False
 
 
@@ -43,17 +48,24 @@ class FaultProxy:
     """Passes connections on to the server at `url`; each takes the next weather, and the last goes on for ever.
 
     Runs in a thread of its own while the `with` block does. With `tls`, the files of a certificate and
-    its key, it speaks TLS, and plainly to the server behind it.
+    its key, it speaks TLS, and plainly to the server behind it; with `asked` only after the client has
+    asked for it, as Postgres' does. `url` may also be the path of a Unix socket.
     """
 
-    def __init__(self, url: str, weather: Iterable[Weather] = (), *, tls: tuple[Path, Path] | None = None) -> None:
-        parts = urlsplit(url)
-        assert parts.hostname is not None
-        assert parts.port is not None
-        self._to = (parts.hostname, parts.port)
+    def __init__(
+        self,
+        url: str | Path,
+        weather: Iterable[Weather] = (),
+        *,
+        tls: tuple[Path, Path] | None = None,
+        asked: bool = False,
+    ) -> None:
+        self._to = url
         self._weather: Iterator[Weather] = iter(weather)
         self._now = Weather()
         self._tls = tls
+        self._asked = asked
+        self._context: ssl.SSLContext | None = None
         self.connections = 0
         self.url = ""
         self._loop = asyncio.new_event_loop()
@@ -80,7 +92,8 @@ class FaultProxy:
             context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
             context.load_cert_chain(*self._tls)
             context.set_alpn_protocols(["h2", "http/1.1"])  # what gRPC insists on, and what all others choose
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=context)
+        self._context = context
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=None if self._asked else context)
         self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     async def _stop(self) -> None:
@@ -101,10 +114,15 @@ class FaultProxy:
             if weather.silent:
                 await reader.read(-1)
                 return
-            there_reader, there = await asyncio.open_connection(*self._to)
+            if self._asked and self._context is not None:
+                await reader.readexactly(SSL_REQUEST_BYTES)
+                writer.write(b"S")
+                await writer.start_tls(self._context)
+            there_reader, there = await self._open()
             try:
                 async with asyncio.TaskGroup() as group:
-                    group.create_task(_pump(reader, there, Weather(latency=weather.latency)))
+                    request = Weather(latency=weather.latency, bandwidth=weather.upload)
+                    group.create_task(_pump(reader, there, request))
                     group.create_task(_pump(there_reader, writer, weather))
             finally:
                 there.close()
@@ -113,6 +131,12 @@ class FaultProxy:
         finally:
             writer.close()
             self._tasks.discard(task)
+
+    async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if isinstance(self._to, Path):
+            return await asyncio.open_unix_connection(self._to)
+        parts = urlsplit(self._to)
+        return await asyncio.open_connection(parts.hostname, parts.port)
 
 
 class _CutError(Exception):
@@ -129,6 +153,8 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, weat
                 await writer.drain()
             raise _CutError
         passed += len(data)
+        if weather.dead_after is not None and passed > weather.dead_after:
+            continue
         writer.write(data)
         await writer.drain()
     if writer.can_write_eof():
