@@ -15,6 +15,7 @@ because the record goes to the rejects file (RejectedError).
 
 from __future__ import annotations
 
+import re
 from enum import IntEnum
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "TooManyErrorsError",
     "TransientError",
     "UsageError",
+    "without_secrets",
 ]
 
 
@@ -64,15 +66,27 @@ _MEANINGS = {
 }
 
 
+_USER_INFO = re.compile(r"//[^/\s:@'\"]*:[^\s'\"]*@|[^/\s:@'\"]+:[^/\s@'\"]+@")
+_IN_QUERY = re.compile(r"(?i)([?&][^=&\s]*(?:password|passwd|key|token|secret)=)[^\s&'\"]+")
+
+
+def without_secrets(text: str) -> str:
+    """The text with stars in place of user and password, and of keys, in its URLs."""
+    return _IN_QUERY.sub(r"\1***", _USER_INFO.sub("***@", text))
+
+
 class RagingestError(Exception):
-    """An error for a person: `message` says what happened and where, `hint` what to do."""
+    """An error for a person: `message` says what happened and where, `hint` what to do.
+
+    A URL that the user wrote stands in it without its password.
+    """
 
     exit_code = ExitCode.FAILED
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = without_secrets(message)
+        self.hint = without_secrets(hint)
+        super().__init__(self.message)
 
 
 class UsageError(RagingestError):

@@ -101,7 +101,9 @@ class StoreSettings(msgspec.Struct, frozen=True, kw_only=True):
                 usable = False
             if not usable:
                 raise UsageError(f"--url {self.url!r} is no URL", "write for example http://localhost:6333")
-            if parts.password is not None or _SECRET.search(parts.query):
+            # Only databases have users; elsewhere a key stands in their place.
+            named = parts.username is not None and not parts.scheme.startswith("postgres")
+            if parts.password is not None or named or _SECRET.search(parts.query):
                 raise UsageError("--url holds a password or key", "put it into the environment (docs/stores.md)")
         if not _JOB_NAME(self.collection):
             raise UsageError(

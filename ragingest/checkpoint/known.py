@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ragingest.documents import Chunk, Vectors
-from ragingest.errors import RagingestError, TransientError
+from ragingest.errors import RagingestError, TerminalError, TransientError
 from ragingest.protocols import StoredPoint
 
 __all__ = ["KnownTexts", "StoredTexts"]
@@ -59,15 +59,21 @@ class KnownTexts:
 
     Two files, `path` and `path`.ids; those of another `identity` are begun `anew` too. When the disk is
     full, what comes is not noted.
+
+    Raises:
+        TerminalError: the files cannot be opened.
     """
 
     def __init__(self, path: Path, identity: str, *, anew: bool = False) -> None:
         self.path = path
         self._head = hashlib.blake2b(f"ragingest texts 1\0{identity}".encode()).digest()
         self._tables: list[_Table] = []
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._table = os.open(path, flags, 0o600)
-        self._log = os.open(path.with_name(f"{path.name}.ids"), flags, 0o600)
+        self._table = _open(path)
+        try:
+            self._log = _open(path.with_name(f"{path.name}.ids"))
+        except BaseException:
+            os.close(self._table)
+            raise
         if anew or os.pread(self._table, len(self._head), 0) != self._head:
             os.ftruncate(self._table, 0)
             os.ftruncate(self._log, 0)
@@ -256,6 +262,16 @@ class StoredTexts:
     def close(self) -> None:
         self.settle()
         self._known.close()
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise TerminalError(
+            f"{path} cannot be opened: {error.strerror}",
+            "delete it: it only spares buying a text twice; then resume",
+        ) from None
 
 
 def _is_of(point: StoredPoint, digest: bytes, text: str) -> bool:
