@@ -73,7 +73,7 @@ def _percent(share: float) -> str:
 def _place(example: Example) -> str:
     unit = next((name for name in example.position if name not in ("part", "offset")), None)
     place = f"{unit} {example.position[unit]}" if unit else "somewhere"
-    if example.id is None:
+    if not example.id:
         return place
     shown = example.id if len(example.id) <= ID_CHARACTERS else example.id[:ID_CHARACTERS] + "…"
     return f"{place}, {_printable(shown)}"
@@ -154,7 +154,8 @@ _PAGE = Template("""\
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
 <title>$title</title>
 <style>
-  :root { color-scheme: light dark; --line: #8884; --soft: #888; --bad: #c0392b; --good: #2471a3 }
+  :root { color-scheme: light dark; --line: #8884; --soft: #6a6a6a; --bad: #c0392b; --good: #1f6391 }
+  @media (prefers-color-scheme: dark) { :root { --soft: #a0a0a0; --bad: #e8796c; --good: #6fb5e2 } }
   body { font: 16px/1.5 system-ui, sans-serif; max-width: 56rem; margin: 2rem auto; padding: 0 1rem }
   h1 { font-size: 1.4rem; margin-bottom: 0 }
   h2 { font-size: 1.2rem; margin: 0 }
@@ -168,7 +169,8 @@ _PAGE = Template("""\
   .advice::before { content: "What to do: "; color: var(--good); font-weight: 600 }
   table { border-collapse: collapse; font-size: .85rem; width: 100%; margin-top: .4rem }
   td { border-top: 1px solid var(--line); padding: .2rem .8rem .2rem 0; vertical-align: top; overflow-wrap: anywhere }
-  td:first-child { width: 16rem; color: var(--soft) }
+  td:first-child { width: 30%; color: var(--soft) }
+  code { white-space: nowrap }
 </style>
 <h1>$title</h1>
 <p class=made>$made</p>
