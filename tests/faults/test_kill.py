@@ -19,8 +19,15 @@ KILLS = 3
 RUN = ("--job", "j", *SMALL_CHUNKS, *SMALL_STEPS)
 
 
-def essence(points: dict[str, list[StoredPoint]]) -> dict[str, list[tuple[str, str, str]]]:
-    return {id_: [(p.point_id, p.text, p.digest) for p in chunks] for id_, chunks in points.items()}
+Essence = dict[str, list[tuple[str, str, str, str, str, bytes]]]
+
+
+def essence(points: dict[str, list[StoredPoint]]) -> Essence:
+    """Of each document its chunks: point, text, digest, metadata, and both vectors to the bit."""
+    return {
+        id_: [(p.point_id, p.text, p.digest, str(p.metadata), str(p.sparse), p.dense.tobytes()) for p in chunks]
+        for id_, chunks in points.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -65,32 +72,50 @@ def test_killed_again_and_again_it_ends_as_if_nothing_had_been(
 
 SMALL = make_corpus(250, seed=7)
 
-SEAMS = [
-    "kill:after:CheckpointManager.save:1",
-    "kill:after:Journal.intend:1",
-    "kill:after:Store.upsert:9",
-    "kill:before:Ledger.commit:6",
-    "kill:after:Ledger.commit:6",
-    "kill:before:Store.flush:1",
-    "kill:after:RejectsFile.write:1",
-    "kill:after:Ledger.sync:1",
-    "kill:before:Path.replace:2",
-    "kill:before:Path.replace:3",
-    "kill:before:CheckpointManager.archive:1",
-]
+STEPS = (
+    "JSONLines.read_block:1",  # reading
+    "Embedder.embed:5",
+    "Journal.intend:1",
+    "Store.upsert:9",
+    "Journal.commit:4",  # confirmation
+    "Ledger.commit:6",
+    "Store.flush:1",
+    "RejectsFile.write:1",
+    "Ledger.sync:1",
+    "CheckpointManager.save:1",
+    "Path.replace:2",  # the checkpoint becomes the one before
+    "Path.replace:3",  # the new one takes its place
+    "Store.finish:1",
+    "CheckpointManager.archive:1",
+)
+"""The durable steps of a run, each at its n-th time."""
 
 
-@pytest.mark.parametrize("fault", SEAMS)
-def test_killed_between_any_two_steps_it_loses_and_doubles_nothing(place: Workplace, fault: str) -> None:
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Essence:
+    """What a run that nothing happened to leaves of the small corpus."""
+    place = Workplace(Command(tmp_path_factory.mktemp("small")))
+    place.run("run", SMALL.write(place.folder / "source.jsonl"), *RUN, code=1)
+    return essence(stored(place.folder, SMALL.accepted))
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("step", STEPS)
+def test_killed_before_and_after_every_step_it_ends_as_if_nothing_had_been(
+    place: Workplace, small: Essence, step: str, when: str
+) -> None:
     source = SMALL.write(place.folder / "source.jsonl")
-    place.run("run", source, *RUN, fault=fault, code=-signal.SIGKILL)
-    place.check_books()
-    result = place.resume()
+    place.run("run", source, *RUN, fault=f"kill:{when}:{step}", code=-signal.SIGKILL)
+    begun = (place.state / "j.json").exists()
+    if begun:
+        place.check_books()
+    result = place.resume() if begun else place.run("run", source, *RUN, "--json", code=1)
     counters = place.check(SMALL, result)
     if result.document["run"] == 1:
         assert counters["stored"] == len(SMALL.accepted)
         assert counters["duplicate"] == SMALL.duplicates
     assert len(place.embedded()) <= len(SMALL.lines) + len(SMALL.accepted) + IN_FLIGHT
+    assert essence(stored(place.folder, SMALL.accepted)) == small
 
 
 def test_killed_while_leftover_chunks_are_deleted_it_deletes_them_later(place: Workplace) -> None:

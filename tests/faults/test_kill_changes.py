@@ -53,14 +53,15 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tupl
 
 
 SEAMS = [
+    "kill:before:Store.fetch:1",
     "kill:after:Store.fetch:1",
     "kill:after:Store.upsert:2",
     "kill:before:Ledger.commit:2",
     "kill:after:Ledger.commit:3",
     "kill:before:Store.delete:1",
     "kill:after:Store.delete:1",
-    "kill:after:Store.finish:1",
-    "kill:before:CheckpointManager.archive:1",
+    "kill:before:Store.finish:1",  # all that disappeared is deleted
+    "kill:after:CheckpointManager.archive:1",
 ]
 
 

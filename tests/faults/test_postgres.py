@@ -42,7 +42,13 @@ def check_content(server: PostgresServer, corpus: Corpus) -> None:
 
 @pytest.mark.parametrize(
     "fault",
-    ["kill:before:PgvectorStore.upsert:7", "kill:after:PgvectorStore.upsert:7", "kill:after:Ledger.commit:6"],
+    [
+        "kill:before:PgvectorStore.upsert:7",
+        "kill:after:PgvectorStore.upsert:7",
+        "kill:after:Ledger.commit:6",
+        "kill:before:PgvectorStore.finish:1",
+        "kill:after:PgvectorStore.finish:1",
+    ],
 )
 def test_killed_and_resumed_it_ends_as_if_nothing_had_been(
     place: Workplace, server: PostgresServer, fault: str

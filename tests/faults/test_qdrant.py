@@ -48,6 +48,9 @@ def check_content(url: str, corpus: Corpus) -> None:
         ("grpc", "kill:after:QdrantStore.upsert:7"),
         ("rest", "kill:after:Ledger.commit:6"),
         ("grpc", "kill:before:QdrantStore.finish:1"),
+        ("rest", "kill:before:QdrantStore._wait_until_indexed:1"),
+        ("grpc", "kill:after:QdrantStore._wait_until_indexed:1"),
+        ("rest", "kill:after:QdrantStore.finish:1"),
     ],
 )
 def test_killed_and_resumed_it_ends_as_if_nothing_had_been(
@@ -57,7 +60,9 @@ def test_killed_and_resumed_it_ends_as_if_nothing_had_been(
     source = CORPUS.write(place.folder / "source.jsonl")
     where = ("--store", "qdrant", "--url", url, "--collection", "docs", "--bulk")
     place.run("run", source, "--job", "j", *SMALL_CHUNKS, *SMALL_STEPS, *where, code=-9, fault=fault)
-    assert server.engine.info("docs").config.hnsw_config.m == 0
+    assert server.engine.info("docs").config.hnsw_config.m == (
+        16 if "indexed" in fault or "after:QdrantStore.finish" in fault else 0
+    )
     kinds = (faults.rate_limited(0.01), faults.status(500), faults.reset_before(), faults.reset_after())
     server.script(faults.odds([(0.07, kind) for kind in kinds], seed=3))
     counters = place.resume().counters
