@@ -8,6 +8,7 @@ BIN := .venv/bin
 DEMO := .demo
 RUNS ?= 200
 RECORDS ?= 20000
+LONG ?= 1000000 100000
 
 .PHONY: demo test bench bench-peers crash-test lint format clean
 
@@ -56,6 +57,7 @@ bench-peers: .venv/benched .venv-peers/installed
 crash-test: .venv/tested
 	$(BIN)/python -m pytest -n 2 tests/faults tests/api tests/e2e/test_copy.py tests/e2e/test_incremental.py tests/e2e/test_verify.py
 	$(BIN)/python -m benchmarks.random_death $(RUNS) $(RECORDS) qdrant-edge pgvector
+	$(BIN)/python -m benchmarks.long $(LONG)
 
 lint: .venv/tested
 	$(BIN)/ruff format --check --quiet .

@@ -42,8 +42,9 @@ class Attempt(NamedTuple):
 
 
 class Job:
-    def __init__(self, folder: Path, corpus: Path, store: str) -> None:
+    def __init__(self, folder: Path, corpus: Path, records: int, store: str) -> None:
         self._folder = folder
+        self._records = records
         self._state = folder / "checkpoints"
         where = ("--store", store)
         self._first = ("run", str(corpus), "--job", "long", *OPTIONS, *where)
@@ -74,7 +75,7 @@ class Job:
             if looks % MEMORY_EACH == 0:
                 peak = max(peak, anonymous_bytes(process.pid))
             looks += 1
-            if until is not None and read >= until:
+            if until is not None and until <= read < self._records:
                 process.send_signal(signal.SIGKILL)
                 break
             time.sleep(SAMPLE_SECONDS)
@@ -93,7 +94,7 @@ def main() -> None:
     every = int(sys.argv[2]) if len(sys.argv) > 2 else EVERY
     store = sys.argv[3] if len(sys.argv) > 3 else "null"
     with scratch() as folder:
-        job = Job(folder, short_records(folder / "corpus.jsonl", records), store)
+        job = Job(folder, short_records(folder / "corpus.jsonl", records), records, store)
         attempts: list[Attempt] = []
         summary = None
         while summary is None:
