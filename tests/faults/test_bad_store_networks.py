@@ -119,8 +119,9 @@ def test_a_store_that_falls_silent_is_given_up_in_time_and_taken_up_again(place:
     mended = False
 
     def weather() -> Iterator[Weather]:
+        yield DEAD
         while not mended:
-            yield DEAD
+            yield HALF_OPEN
         yield FINE
 
     with FaultProxy(target.address, weather()) as proxy:
