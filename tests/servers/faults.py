@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -21,6 +21,7 @@ __all__ = [
     "html",
     "not_a_number",
     "odds",
+    "ordered",
     "out_of_order",
     "quota",
     "rate_limited",
@@ -205,6 +206,22 @@ def odds(chances: Sequence[tuple[float, Fault]], seed: int) -> Iterator[Fault | 
     if len(bounds) == 0 or min(chance for chance, _ in chances) < 0 or bounds[-1] > 1 + 1e-9:
         raise ValueError("probabilities are not negative and add up to at most 1")
     return _draw(bounds.tolist(), [fault for _, fault in chances], np.random.default_rng(seed))
+
+
+class Order(Protocol):
+    """Settings that say what goes wrong."""
+
+    @property
+    def script(self) -> list[Fault | None] | None: ...
+    @property
+    def odds(self) -> list[tuple[float, Fault]] | None: ...
+    @property
+    def seed(self) -> int: ...
+
+
+def ordered(order: Order) -> FaultSource | None:
+    """By probability, or one by one; None where nothing is said, which leaves things as they are."""
+    return odds(order.odds, order.seed) if order.odds is not None else order.script
 
 
 def _draw(bounds: list[float], faults: list[Fault], generator: np.random.Generator) -> Iterator[Fault | None]:

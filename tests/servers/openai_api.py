@@ -54,7 +54,7 @@ from tests.servers.batches import BatchStore, FileStore, page
 from tests.servers.books import Bookkeeper, Books, Charge, Outcome
 from tests.servers.config import BatchOutcome, Control, ServerConfig
 from tests.servers.embeddings import Embedder, EmbeddingsRequest, parse_cohere, parse_openai
-from tests.servers.faults import Fault, FaultSource, Script, odds
+from tests.servers.faults import Fault, FaultSource, Script, ordered
 from tests.servers.limits import RateLimits
 from tests.servers.process import serve
 from tests.servers.remote import control, read_books
@@ -111,7 +111,7 @@ class EmbeddingsServer(ServerThread):
         self._tasks: set[asyncio.Task[Any]] = set()
         self._files = FileStore()
         self._batches = BatchStore(self.config, self._files, self._embedder, self._ledger)
-        self._play(self.config.script, self.config.odds, self.config.seed, self.config.script_endpoint)
+        self._play(self.config)
 
     @property
     def base_url(self) -> str:
@@ -441,20 +441,12 @@ class EmbeddingsServer(ServerThread):
             self.plan_batches(change.batch_outcomes)
         if change.advance is not None:
             self.advance(change.advance)
-        self._play(change.script, change.odds, change.seed, change.script_endpoint)
+        self._play(change)
         return web.json_response({})
 
-    def _play(
-        self,
-        script: list[Fault | None] | None,
-        chances: list[tuple[float, Fault]] | None,
-        seed: int,
-        endpoint: Endpoint,
-    ) -> None:
-        if chances is not None:
-            self.script(odds(chances, seed), endpoint=endpoint)
-        elif script is not None:
-            self.script(script, endpoint=endpoint)
+    def _play(self, order: ServerConfig | Control) -> None:
+        if (source := ordered(order)) is not None:
+            self.script(source, endpoint=order.script_endpoint)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ import msgspec
 from aiohttp import web
 from google.protobuf import json_format
 
-from tests.servers.faults import Fault, FaultSource, Script, odds
+from tests.servers.faults import Fault, FaultSource, Script, ordered
 from tests.servers.grpc_h2 import PREFACE, Call, GrpcProtocol
 from tests.servers.pinecone_data import Index, IndexConfig, Limits, RefusedError, Stored
 from tests.servers.pinecone_messages import MESSAGES, METHODS
@@ -158,7 +158,7 @@ class PineconeServer(ServerThread):
         self._runner: web.AppRunner | None = None
         self._servers: list[asyncio.Server] = []
         self._connections: set[asyncio.Transport] = set()
-        self._play(self.config.script, self.config.odds, self.config.seed, self.config.endpoint)
+        self._play(self.config)
 
     @property
     def books(self) -> PineconeBooks:
@@ -501,19 +501,11 @@ class PineconeServer(ServerThread):
         with self._lock:
             for name, ids in change.forget.items():
                 self._indexes[name].forget(ids)
-        self._play(change.script, change.odds, change.seed, change.endpoint)
+        self._play(change)
 
-    def _play(
-        self,
-        script: list[Fault | None] | None,
-        chances: list[tuple[float, Fault]] | None,
-        seed: int,
-        endpoint: Endpoint,
-    ) -> None:
-        if chances is not None:
-            self.script(odds(chances, seed), endpoint=endpoint)
-        elif script is not None:
-            self.script(script, endpoint=endpoint)
+    def _play(self, order: PineconeConfig | PineconeControl) -> None:
+        if (source := ordered(order)) is not None:
+            self.script(source, endpoint=order.endpoint)
 
 
 class _Ways(msgspec.Struct):

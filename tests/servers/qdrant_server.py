@@ -41,7 +41,7 @@ from pydantic import BaseModel, ValidationError
 from qdrant_client import models
 
 from tests.servers import qdrant_grpc
-from tests.servers.faults import LOST, REFUSED, Fault, FaultSource, Script, odds
+from tests.servers.faults import LOST, REFUSED, Fault, FaultSource, Script, ordered
 from tests.servers.process import ServerProcess, serve
 from tests.servers.qdrant_books import Bookkeeper, QdrantBooks, QdrantConfig, QdrantControl
 from tests.servers.qdrant_engine import Engine, RefusedError
@@ -74,19 +74,11 @@ class Desk:
         self._script = Script()
         self._endpoints: Collection[str] | None = UPSERTS
         self._statuses: list[str] = []
-        self.play(config.script, config.odds, config.seed, UPSERTS)
+        self.play(config, UPSERTS)
 
-    def play(
-        self,
-        script: list[Fault | None] | None,
-        chances: list[tuple[float, Fault]] | None,
-        seed: int,
-        endpoints: Collection[str] | None,
-    ) -> None:
-        if chances is not None:
-            self.order(odds(chances, seed), endpoints)
-        elif script is not None:
-            self.order(script, endpoints)
+    def play(self, order: QdrantConfig | QdrantControl, endpoints: Collection[str]) -> None:
+        if (source := ordered(order)) is not None:
+            self.order(source, endpoints)
 
     def order(self, source: FaultSource | None, endpoints: Collection[str] | None) -> None:
         with self._lock:
@@ -369,7 +361,7 @@ class QdrantServer(ServerThread):
 
     async def _take_control(self, request: web.Request) -> web.Response:
         change = msgspec.json.decode(await request.read(), type=QdrantControl)
-        self._desk.play(change.script, change.odds, change.seed, change.endpoints or UPSERTS)
+        self._desk.play(change, change.endpoints or UPSERTS)
         if change.statuses is not None:
             self.next_statuses(change.statuses)
         return web.json_response({})
