@@ -156,7 +156,7 @@ def test_of_a_limit_of_tokens_nearly_all_is_used_and_nearly_none_is_refused(tpm:
     assert api.refused <= 0.01 * api.requests
 
 
-@pytest.mark.parametrize(("rpm", "tpm", "every", "tokens"), [(600, None, 0.2, 1), (None, 300_000, 0.6, 1500)])
+@pytest.mark.parametrize(("rpm", "tpm", "every", "tokens"), [(600, None, 0.2, 1), (None, 300_000, 0.2, 500)])
 def test_when_another_program_takes_half_from_the_middle_on_the_rest_is_used(
     rpm: int | None, tpm: int | None, every: float, tokens: int
 ) -> None:
