@@ -45,7 +45,7 @@ __all__ = ["Outcome", "Pipeline", "PipelineParts"]
 T = TypeVar("T")
 
 SAVE_SHARE = 30
-"""Saving checkpoints takes at most one part in this many of the time."""
+"""Saving checkpoints takes at most one part in this many of the time, but for a save that is slow by itself."""
 
 DELETE_PAGE = 500
 """Documents that are removed at once."""
@@ -465,13 +465,14 @@ class Pipeline:
         self._p.store.flush()
 
     async def _save_regularly(self) -> None:
-        pause = self._p.checkpoint_interval
+        pause, before = self._p.checkpoint_interval, 0.0
         while True:
             await asyncio.sleep(pause)
             if self._dirty:
                 began = time.monotonic()
                 await self._save("running")
-                pause = max(self._p.checkpoint_interval, SAVE_SHARE * (time.monotonic() - began))
+                taken = time.monotonic() - began
+                pause, before = pause_after(taken, before, self._p.checkpoint_interval), taken
 
     async def _save(self, status: Status, error: RagingestError | None = None) -> Checkpoint:
         began = time.monotonic()
@@ -481,6 +482,14 @@ class Pipeline:
         checkpoint = await self._in(self._ledger, journal.save, snapshot, self._flush)
         self._p.emit(CheckpointSaved(time.monotonic() - began))
         return checkpoint
+
+
+def pause_after(taken: float, before: float, interval: float) -> float:
+    """Seconds until the next checkpoint, after a save of `taken` seconds and one of `before`.
+
+    One that was slow alone, because the store was closing a segment, does not put off the next.
+    """
+    return max(interval, SAVE_SHARE * min(taken, before))
 
 
 def _check_vectors(batch: EmbeddedBatch, dimensions: int) -> None:

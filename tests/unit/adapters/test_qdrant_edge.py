@@ -17,7 +17,7 @@ from ragingest.documents import EmbeddedBatch
 from ragingest.embedders.bm25 import WithBM25
 from ragingest.embedders.null import NullEmbedder
 from ragingest.errors import RagingestError, TerminalError, UsageError
-from ragingest.protocols import Query, Store
+from ragingest.protocols import Query, SearchMode, Store
 from ragingest.settings import StoreSettings
 from ragingest.stores import open_store
 from ragingest.stores import qdrant_edge as module
@@ -314,7 +314,7 @@ def test_an_engine_that_cannot_open_gives_the_collection_free(
 
     class Refusing:
         @staticmethod
-        def load(path: str) -> None:
+        def load(path: str, _config: object) -> None:
             raise Exception("Can't init WAL")  # noqa: TRY002  # as the engine does
 
     with monkeypatch.context() as patch:
@@ -337,6 +337,135 @@ def test_the_same_id_twice_in_a_batch_keeps_the_last(store: QdrantEdgeStore) -> 
     store.upsert(batch_of([chunk(document("a", "first")), chunk(document("a", "second"))], sparse=True))
     assert [point.text for point in store.fetch([("a", 0)])] == ["second"]
     assert store.count() == 1
+
+
+# -- segments --------------------------------------------------------------------------------------
+
+EXACT: tuple[SearchMode, ...] = ("dense", "sparse")
+SEGMENT = 300
+POINTS = 1000
+
+
+def load(store: QdrantEdgeStore, count: int = POINTS) -> None:
+    for start in range(0, count, 100):
+        chunks = [chunk(document(f"d{n}", f"text {n}", {"n": n})) for n in range(start, start + 100)]
+        store.upsert(batch_of(chunks, range(start, start + 100), sparse=True))
+
+
+def ids_in(store: QdrantEdgeStore) -> list[str]:
+    found, after = [], None
+    while True:
+        page, after = store.scan(after, 400)
+        found += [point.id for point in page]
+        if after is None:
+            return found
+
+
+@pytest.fixture
+def segmented(store: QdrantEdgeStore, monkeypatch: pytest.MonkeyPatch) -> QdrantEdgeStore:
+    """1,000 points, of which 900 are in segments that are closed."""
+    store.close()
+    shutil.rmtree(store._folder)
+    monkeypatch.setattr(module, "SEGMENT_POINTS", SEGMENT)
+    store.prepare(SPEC)
+    load(store)
+    assert store._open_shard.info().segments_count == POINTS // SEGMENT + 1
+    return store
+
+
+def test_points_of_closed_segments_are_found_as_those_of_one(segmented: QdrantEdgeStore, opened: Open) -> None:
+    one = opened("one")
+    one.prepare(SPEC)
+    one._written = -POINTS
+    load(one)
+    assert one._open_shard.info().segments_count == 1
+    assert segmented.count() == one.count() == POINTS
+    for seed in (0, 299, 300, 999):
+        query = Query(
+            batch_of(chunks_of([""]), [seed], sparse=True).dense[0], Sparse([seed, 1_000_000], [1.0, 1.0])
+        )
+        scores: dict[SearchMode, list[float]] = {
+            mode: [hit.score for hit in one.search(query, 5, mode)] for mode in EXACT
+        }
+        for mode, expected in scores.items():
+            assert [hit.score for hit in segmented.search(query, 5, mode)] == pytest.approx(expected, rel=1e-5)
+        for store in (one, segmented):
+            assert store.search(query, 1, "sparse")[0].id == store.search(query, 1, "hybrid")[0].id == f"d{seed}"
+
+
+def test_a_point_of_a_closed_segment_is_overwritten_and_deleted(segmented: QdrantEdgeStore, opened: Open) -> None:
+    segmented.upsert(batch_of([chunk(document("d5", "newer", {"n": -5}))], [5], sparse=True))
+    segmented.delete([("d7", 0), ("d999", 0)])
+    for _ in range(2):
+        assert sorted(ids_in(segmented)) == sorted({f"d{n}" for n in range(POINTS)} - {"d7", "d999"})
+        assert segmented.count() == POINTS - 2
+        assert [(point.text, point.metadata) for point in segmented.fetch([("d5", 0), ("d7", 0)])] == [
+            ("newer", {"n": -5})
+        ]
+        segmented.close()
+        segmented.open()
+
+
+def test_a_collection_of_one_large_segment_goes_on_in_closed_ones(
+    store: QdrantEdgeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.close()
+    shutil.rmtree(store._folder)
+    with monkeypatch.context() as before:
+        plain = qdrant_edge.EdgeVectorParams(SPEC.dimensions, qdrant_edge.Distance.Cosine)
+        words = {"bm25": qdrant_edge.EdgeSparseVectorParams(modifier=qdrant_edge.Modifier.Idf)}
+        graph = qdrant_edge.HnswIndexConfig(m=0, ef_construct=100, full_scan_threshold=10_000)
+        before.setattr(module, "SPARSE", "bm25")
+        before.setattr(module, "_config", lambda _spec: qdrant_edge.EdgeConfig(plain, words, hnsw_config=graph))
+        store.prepare(SPEC)
+        load(store)
+        store.close()
+    monkeypatch.setattr(module, "SEGMENT_POINTS", SEGMENT)
+    store.open()
+    load(store)
+    assert store._open_shard.info().segments_count > 1
+    assert sorted(ids_in(store)) == sorted(f"d{n}" for n in range(POINTS))
+
+
+WRITER = """
+import os
+import sys
+from pathlib import Path
+from ragingest.stores import qdrant_edge
+from ragingest.stores.qdrant_edge import QdrantEdgeStore
+from tests.contracts.store_contract import batch_of, spec_of
+from tests.contracts.embedding import chunk, document
+
+qdrant_edge.SEGMENT_POINTS = 200
+store = QdrantEdgeStore(Path(sys.argv[1]), "docs")
+store.prepare(spec_of(sparse=True))
+first = int(sys.argv[2])
+for start in range(first, first + 100_000, 100):
+    chunks = [chunk(document(f"d{n}", f"text {n}", {"n": n})) for n in range(start, start + 100)]
+    store.upsert(batch_of(chunks, range(start, start + 100), sparse=True))
+    print(start + 100, flush=True)
+    if start % 500 == 0:
+        store.flush()
+"""
+
+
+def test_a_kill_while_segments_are_closed_loses_nothing_and_doubles_nothing(tmp_path: Path, opened: Open) -> None:
+    told = 0
+    for upserts in (1, 3, 3, 4, 3):
+        command = [sys.executable, "-c", WRITER, str(tmp_path), str(told)]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            for _ in range(upserts):
+                told = int(process.stdout.readline())
+            process.kill()
+            told = max([told, *map(int, process.stdout.read().split())])
+        store = opened()
+        store.prepare(SPEC)
+        ids = ids_in(store)
+        assert len(ids) == len(set(ids)) == store.count()
+        assert {f"d{n}" for n in range(told)} <= set(ids)
+        assert len(ids) <= told + 100
+        store.close()
 
 
 # -- the table of stores ---------------------------------------------------------------------------
