@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -38,23 +38,31 @@ DIFFERENT_TEXTS = 20 * BATCH
 Config = Callable[[CollectionSpec], edge.EdgeConfig]
 
 
+class Setting(NamedTuple):
+    """How the shard is created, and after how many points a segment is closed."""
+
+    config: Config = qdrant_edge._config
+    segment_points: int = qdrant_edge.SEGMENT_POINTS
+
+
 def _config(spec: CollectionSpec, **changes: Any) -> edge.EdgeConfig:
+    """The engine's own choices, but for the graph, and for `changes`."""
     vectors = edge.EdgeVectorParams(spec.dimensions, edge.Distance.Cosine, memory=changes.pop("vectors", None))
-    sparse = edge.EdgeSparseVectorParams(modifier=edge.Modifier.Idf, memory=changes.pop("sparse", None))
+    words = edge.EdgeSparseVectorParams(modifier=edge.Modifier.Idf, memory=changes.pop("words", None))
     graph = edge.HnswIndexConfig(m=0, ef_construct=100, full_scan_threshold=10_000)
-    return edge.EdgeConfig(vectors, {SPARSE: sparse}, hnsw_config=graph, **changes)
+    return edge.EdgeConfig(vectors, {SPARSE: words}, hnsw_config=graph, **changes)
 
 
-SETTINGS: dict[str, Config] = {
-    "as it is": qdrant_edge._config,
-    "no log": lambda spec: _config(spec, wal_enabled=False),
-    "vectors cold": lambda spec: _config(spec, vectors=edge.Memory.Cold),
-    "terms cold": lambda spec: _config(spec, sparse=edge.Memory.Cold),
-    "payload cached": lambda spec: _config(spec, payload_memory=edge.Memory.Cached),
-    "8 segments": lambda spec: _config(spec, optimizers=edge.EdgeOptimizersConfig(default_segment_number=8)),
-    "segments of 200 MB": lambda spec: _config(
-        spec, optimizers=edge.EdgeOptimizersConfig(max_segment_size=200_000, indexing_threshold=2_000_000_000)
-    ),
+NEVER = sys.maxsize
+SETTINGS = {
+    "as it is": Setting(),
+    "segments of 50,000 points": Setting(segment_points=50_000),
+    "segments of 20,000 points": Setting(segment_points=20_000),
+    "one segment, never closed": Setting(_config, NEVER),
+    "the same, without a log": Setting(lambda spec: _config(spec, wal_enabled=False), NEVER),
+    "the same, vectors cold": Setting(lambda spec: _config(spec, vectors=edge.Memory.Cold), NEVER),
+    "the same, words cold": Setting(lambda spec: _config(spec, words=edge.Memory.Cold), NEVER),
+    "the same, payload cached": Setting(lambda spec: _config(spec, payload_memory=edge.Memory.Cached), NEVER),
 }
 
 
@@ -93,7 +101,8 @@ def batches(points: int, dimensions: int) -> Iterator[Columns]:
 
 def fill(points: int, dimensions: int, setting: str) -> Iterator[Step]:
     """Load one collection in the working directory; what each tenth took."""
-    setattr(qdrant_edge, "_config", SETTINGS[setting])  # noqa: B010  # only in this process
+    for name, value in zip(("_config", "SEGMENT_POINTS"), SETTINGS[setting], strict=True):
+        setattr(qdrant_edge, name, value)  # only in this process
     store = QdrantEdgeStore(Path("data"), "documents")
     store.prepare(CollectionSpec(dimensions, True, "noise", "none"))
     done, step_done, seconds, cpu, flushing = 0, 0, 0.0, 0.0, 0.0
