@@ -38,19 +38,24 @@ class _Level:
 class Slot:
     """One call's place. Report how it went, once, before leaving; a slot that reports nothing counts for nothing."""
 
-    __slots__ = ("_began", "_epoch", "_owner", "_reported")
+    __slots__ = ("_began", "_epoch", "_owner", "_reported", "_waited")
 
     def __init__(self, owner: AdaptiveConcurrency, epoch: int, began: float) -> None:
         self._owner = owner
         self._epoch = epoch
         self._began = began
         self._reported = False
+        self._waited = 0.0
+
+    def waited(self, seconds: float) -> None:
+        """So long it held the slot without a call under way, for a budget say: more slots would bring nothing."""
+        self._waited += seconds
 
     def succeeded(self, latency_seconds: float, units: float = 1) -> None:
         """The call brought `units` (texts, say); the server took `latency_seconds` for it."""
         if not self._reported:
             self._reported = True
-            self._owner._completed(self._epoch, self._began, latency_seconds, units)
+            self._owner._completed(self._epoch, self._began + self._waited, latency_seconds, units, self._waited)
 
     def throttled(self) -> None:
         """The server said that this is too much: 429 or 503."""
@@ -62,7 +67,7 @@ class Slot:
         """The call failed in a way that says nothing about load: it took its time and brought nothing."""
         if not self._reported:
             self._reported = True
-            self._owner._completed(self._epoch, self._began, None, 0)
+            self._owner._completed(self._epoch, self._began + self._waited, None, 0, self._waited)
 
 
 class AdaptiveConcurrency:
@@ -77,7 +82,8 @@ class AdaptiveConcurrency:
 
     At least one round, as many completions as there are slots, lies between two changes, except that
     a 429 or 503 acts at once. Only calls that began after the last change count, and rounds in which
-    the slots were not wanted change nothing. Never below 1, never over `maximum`; callers are served in the order of their calls.
+    the slots were not wanted, or were held by callers that waited for something else, change nothing.
+    Never below 1, never over `maximum`; callers are served in the order of their calls.
 
     The law: Little's (throughput = concurrency / time in the slot); additive increase, multiplicative
     decrease (Chiu and Jain 1989) with slow start and the memory of the last good level (TCP).
@@ -180,6 +186,7 @@ class AdaptiveConcurrency:
     def _begin_round(self) -> None:
         self._round_began = self._busy_since = self._clock()
         self._busy = 0.0
+        self._idle = 0.0
         self._completions = 0
         self._units = 0.0
         self._held_seconds = 0.0
@@ -198,7 +205,7 @@ class AdaptiveConcurrency:
         self._begin_round()
         self._let_in()
 
-    def _completed(self, epoch: int, began: float, latency: float | None, units: float) -> None:
+    def _completed(self, epoch: int, began: float, latency: float | None, units: float, waited: float) -> None:
         if epoch != self._epoch:
             return
         if self._skip:
@@ -207,6 +214,7 @@ class AdaptiveConcurrency:
                 self._begin_round()
             return
         self._completions += 1
+        self._idle += waited
         self._units += units
         self._held_seconds += self._clock() - began
         if latency is not None:
@@ -223,12 +231,21 @@ class AdaptiveConcurrency:
 
     def _end_round(self) -> None:
         self._account(0)
-        wanted = self._busy >= 0.9 * self._limit * (self._clock() - self._round_began)
+        wanted = self._busy - self._idle >= 0.9 * self._limit * (self._clock() - self._round_began)
         if not wanted or self._units <= 0 or self._held_seconds <= 0:
             if self._phase is _Phase.PROBING and self._base is not None:
                 self._move(self._base.limit, _Phase.HOLDING)
-            else:
-                self._begin_round()
+                return
+            if self._phase is _Phase.DOUBLING and self._units > 0:
+                self._hold(self._limit)  # there are enough
+                return
+            if self._base is not None and self._successes:
+                # Else only the slow spells, in which slots are short, would say what latency is usual.
+                usual = _Level(self._base.limit, self._base.rate, self._latencies / self._successes)
+                self._base = _blend(self._base, usual)
+            if self._phase is _Phase.HOLDING:
+                self._rounds += self._completions // self._limit
+            self._begin_round()
             return
         rate = self._limit * self._units / self._held_seconds
         level = _Level(self._limit, rate, self._latencies / self._successes if self._successes else 0.0)
@@ -238,6 +255,7 @@ class AdaptiveConcurrency:
             self._judge(level)
         elif self._phase is _Phase.RECOVERING:
             self._hold(self._good)
+            self._rounds = self.RESTS[0]  # it was good before
         else:
             self._watch(level)
 
@@ -322,6 +340,9 @@ class AdaptiveConcurrency:
             self._good = base.limit
             self._upwards = self._step > 1
             self._rest = min(2 * self._rest, self.RESTS[1])
+            self._recover(half)
+        elif self._phase is _Phase.RECOVERING:
+            self._good -= max(1, self._good // 10)
             self._recover(half)
         elif self._phase is _Phase.HOLDING and self._rounds >= self.RESTS[0]:
             self._good = limit - max(1, limit // 10)

@@ -45,9 +45,12 @@ class RateLimiter:
     """A budget of units (requests, or tokens) in any window of time.
 
     Guarantee: the amounts granted within [t, t + window) never exceed the limit, for any t, exact for
-    whole amounts. Under steady demand at least 98 % of the limit is used if the amounts are at most
-    1 % of it or divide it; larger ones lose up to their own size (three of 30 % fit, a fourth does
-    not). Callers are served in the order of their calls. A caller that is cancelled has spent nothing.
+    whole amounts. Under steady demand `use` of the limit less a hundredth is used if the amounts are at
+    most 1 % of it or divide it; larger ones lose up to their own size (three of 30 % fit, a fourth
+    does not). Callers are served in the order of their calls. A caller that is cancelled has spent nothing.
+
+    What is not paced is room for others on the same key, who would find the window full for ever: as
+    soon as they have more than a hundredth and a half, the pace yields to them.
 
     The law: a token bucket (GCRA, ITU-T I.371) with a burst of `1 - use` of the limit and a refill of
     `use` of it a window, which together are the limit; a log of the last window keeps the guarantee
@@ -69,7 +72,7 @@ class RateLimiter:
         per_minute: float | None,
         window: float = 60.0,
         *,
-        use: float = 0.99,
+        use: float = 0.98,
         clock: Clock = time.monotonic,
         sleep: Sleep = asyncio.sleep,
     ) -> None:
@@ -280,7 +283,7 @@ class RateLimiter:
     def _rate(self, limit: float, now: float) -> float:
         """Units a second; what others spend is left to them, but for small differences in counting."""
         others = self._faded(limit, now) / limit
-        share = 1 - others if others > 0.03 else 1.0
+        share = 1 - others if others > 0.015 else 1.0
         return max(0.02, share) * self._use * limit / self._window
 
     def _faded(self, limit: float, now: float) -> float:

@@ -359,7 +359,7 @@ class RemoteCalls:
             async with self.concurrency.slot() as slot:
                 await self._set_aside(most)
                 try:
-                    request, tokens, amount = await self._allowance(estimate)
+                    request, tokens, amount = await self._allowance(estimate, slot)
                     if self._breaker.holds_back:
                         self._requests.refund(1, request)
                         self._tokens.refund(amount, tokens)
@@ -390,7 +390,7 @@ class RemoteCalls:
         self._learn(answer.news)
         return answer
 
-    async def _allowance(self, estimate: int) -> tuple[Grant, Grant, float]:
+    async def _allowance(self, estimate: int, slot: Slot) -> tuple[Grant, Grant, float]:
         """One request, and the tokens it will likely cost (and how many those are), of the budgets."""
         began = self._clock()
         request = await self._requests.acquire(1)
@@ -401,7 +401,9 @@ class RemoteCalls:
                 tokens = await self._tokens.acquire(amount)
             except ValueError:
                 continue  # the limit fell while it waited
-            self._books.waited += self._clock() - began
+            waited = self._clock() - began
+            self._books.waited += waited
+            slot.waited(waited)
             return request, tokens, amount
 
     def _learn(self, news: RateNews) -> None:

@@ -19,7 +19,7 @@ Script = Callable[[RateLimiter, FakeTime, Log], Awaitable[None]]
 def play(script: Script, per_minute: float | None, window: float = 60.0) -> tuple[Log, RateLimiter]:
     """Run the script; (moment, amount) of what it says was granted."""
     time = FakeTime()
-    limiter = RateLimiter(per_minute, window, clock=time.now, sleep=time.sleep)
+    limiter = RateLimiter(per_minute, window, use=0.99, clock=time.now, sleep=time.sleep)
     log: Log = []
 
     async def scenario() -> None:
@@ -200,7 +200,7 @@ def test_a_timer_that_is_late_costs_nothing() -> None:
     async def late(seconds: float) -> None:
         await asyncio.sleep(seconds + 0.004)
 
-    limiter = RateLimiter(60, 1.0, clock=time.now, sleep=late)
+    limiter = RateLimiter(60, 1.0, use=0.99, clock=time.now, sleep=late)
     log: Log = []
     time.run(take_for(11, limiter, time, log))
     assert most_in_a_window(log, 1.0) <= 60
@@ -282,7 +282,7 @@ def test_without_a_limit_nobody_waits_until_one_is_learned() -> None:
 
 
 def test_a_limit_that_is_learned_never_raises_the_one_that_was_given() -> None:
-    limiter = RateLimiter(60)
+    limiter = RateLimiter(60, use=0.99)
     limiter.learn(limit=1000)
     assert limiter.limit == 60
     limiter.learn(limit=20)
@@ -395,7 +395,7 @@ class Shared:
 def test_half_of_the_budget_taken_by_another_program_is_left_to_it(seconds: int) -> None:
     """At once, or bit by bit: the other half is used, and of all requests at most 1 % are refused."""
     time = FakeTime()
-    limiter = RateLimiter(1200, clock=time.now, sleep=time.sleep)
+    limiter = RateLimiter(1200, use=0.99, clock=time.now, sleep=time.sleep)
     server = Shared(time, 1200)
 
     async def call_for_ever() -> None:
@@ -501,7 +501,7 @@ def test_a_charge_goes_into_debt_which_is_paid_before_anything_is_granted() -> N
 
 @pytest.mark.parametrize("amount", [-1, float("nan")])
 def test_refunds_and_charges_are_not_negative(amount: float) -> None:
-    limiter = RateLimiter(60)
+    limiter = RateLimiter(60, use=0.99)
     with pytest.raises(ValueError, match="not negative"):
         limiter.refund(amount)
     with pytest.raises(ValueError, match="not negative"):
