@@ -30,14 +30,14 @@ import pybase64
 
 from benchmarks.corpora import short_records
 from benchmarks.measure import RAGINGEST, median, report, run, scratch
-from ragingest.books import Books
 from ragingest.checkpoint.vectors import PaidVectors
+from ragingest.costs.books import Books
+from ragingest.costs.models import facts_of
+from ragingest.costs.tokens import RequestPacker, TokenEstimator
 from ragingest.documents import Chunk, Document, Record, document_digest
 from ragingest.embedders.bm25 import BM25
 from ragingest.embedders.openai import OpenAIRequests
 from ragingest.embedders.remote import RemoteCalls, RemoteLimits
-from ragingest.models import facts_of
-from ragingest.tokens import RequestPacker, TokenEstimator
 from tests.servers.openai_api import control, read_books
 from tests.servers.process import ServerProcess
 

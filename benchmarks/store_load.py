@@ -15,7 +15,7 @@ import time
 
 from benchmarks.measure import report, scratch
 from benchmarks.store_targets import TARGETS
-from ragingest.retries import patiently
+from ragingest.pacing.retries import patiently
 from tests.loading import Load, load
 
 

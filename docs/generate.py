@@ -26,14 +26,14 @@ import typer
 from typer.models import OptionInfo, ParameterInfo
 
 from benchmarks.tables import TABLES
-from ragingest.books import Books
 from ragingest.checkpoint import ledger
 from ragingest.checkpoint.state import Checkpoint, PartState
 from ragingest.cli.app import app as ragingest_app
+from ragingest.costs.books import Books
+from ragingest.costs.models import DEFAULT_MODELS, MODELS, facts_of
 from ragingest.embedders import APIS
 from ragingest.errors import ExitCode
 from ragingest.events import Counters
-from ragingest.models import DEFAULT_MODELS, MODELS, facts_of
 from ragingest.reject_kinds import REJECT_KINDS
 
 __all__ = [

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
         UsageError,
     )
     from ragingest.events import Counters, Summary
+    from ragingest.jobs.processor import BatchProcessor
     from ragingest.library import ingest, search
-    from ragingest.processor import BatchProcessor
     from ragingest.protocols import Hit
     from ragingest.resources import ResourceManager
     from ragingest.settings import ErrorBudget, JobSettings, MemoryLimit, RunOptions, StoreSettings
@@ -79,7 +79,7 @@ _MODULES = {
     ),
     "events": ("Counters", "Summary"),
     "library": ("ingest", "search"),
-    "processor": ("BatchProcessor",),
+    "jobs.processor": ("BatchProcessor",),
     "protocols": ("Hit",),
     "resources": ("ResourceManager",),
     "settings": ("ErrorBudget", "JobSettings", "MemoryLimit", "RunOptions", "StoreSettings"),

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from ragingest.costs.tokens import TYPICAL_RATIO, WIDE_RATIO, measure
 from ragingest.documents import Chunk, Document
 from ragingest.protocols import Tokenizer
-from ragingest.tokens import TYPICAL_RATIO, WIDE_RATIO, measure
 
 if TYPE_CHECKING:
     from semantic_text_splitter import MarkdownSplitter, TextSplitter

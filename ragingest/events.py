@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from ragingest.books import Books
+from ragingest.costs.books import Books
 
 __all__ = [
     "CheckpointSaved",

@@ -9,16 +9,16 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from ragingest.costs.models import DEFAULT_MODELS
 from ragingest.embedders.bm25 import BM25
-from ragingest.embedding import embed_query
 from ragingest.errors import UsageError
 from ragingest.events import Emit, Summary
-from ragingest.models import DEFAULT_MODELS
+from ragingest.jobs.embedding import embed_query
+from ragingest.jobs.wiring import Start, open_job
+from ragingest.pacing.retries import patiently
 from ragingest.protocols import Hit, Query, SearchMode
-from ragingest.retries import patiently
 from ragingest.settings import STDIN, JobSettings, RunOptions, StoreSettings
 from ragingest.stores import open_store
-from ragingest.wiring import Start, open_job
 
 __all__ = ["absolute", "ingest", "search"]
 

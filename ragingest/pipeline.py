@@ -34,9 +34,9 @@ from ragingest.errors import (
 )
 from ragingest.events import CheckpointSaved, Emit, Finishing, Noticed, Progressed
 from ragingest.outcomes import count_outcome, leftover_points, same_text, sort_out
+from ragingest.pacing.retries import patiently
 from ragingest.protocols import RecordBlock, Source, Store
 from ragingest.resources import ResourceManager
-from ragingest.retries import patiently
 from ragingest.settings import ErrorBudget, OnDuplicate
 from ragingest.storing import Storing, Writes, arrivals
 

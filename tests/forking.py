@@ -29,9 +29,16 @@ IMPORTED = (
         "ragingest.cli.run",
         "ragingest.cli.resume",
         "ragingest.cli.display",
-        "ragingest.processor",
+        "ragingest.jobs.processor",
     ),
-    *("ragingest.planning", "ragingest.library", "ragingest.embedding", "ragingest.copying", "aiohttp", "uuid"),
+    *(
+        "ragingest.jobs.planning",
+        "ragingest.library",
+        "ragingest.jobs.embedding",
+        "ragingest.jobs.copying",
+        "aiohttp",
+        "uuid",
+    ),
     *("ragingest.embedders.remote", "ragingest.embedders.wordllama", "ragingest.stores.edge_process"),
 )
 PROJECT = Path(__file__).parents[1]

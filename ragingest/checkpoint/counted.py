@@ -13,8 +13,8 @@ from pathlib import Path
 import msgspec
 import xxhash
 
-from ragingest.books import Books
 from ragingest.checkpoint.files import read_state
+from ragingest.costs.books import Books
 from ragingest.errors import TerminalError
 
 __all__ = ["CountedBooks"]

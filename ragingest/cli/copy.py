@@ -10,7 +10,7 @@ import typer
 
 from ragingest.cli import options as opt
 from ragingest.cli.supervise import run_to_exit
-from ragingest.copying import open_copy
+from ragingest.jobs.copying import open_copy
 from ragingest.settings import JobSettings, RunOptions, StoreSettings, check_job_name
 
 __all__ = ["copy"]

@@ -16,9 +16,9 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from ragingest.books import Books
 from ragingest.checkpoint.manager import CheckpointManager
 from ragingest.checkpoint.state import Checkpoint
+from ragingest.costs.books import Books
 from ragingest.errors import RagingestError
 from ragingest.events import (
     Counters,
@@ -32,9 +32,9 @@ from ragingest.events import (
     RunStarted,
     Summary,
 )
+from ragingest.jobs.verifying import Verification
 from ragingest.memory import own_anonymous_bytes
 from ragingest.protocols import Hit
-from ragingest.verifying import Verification
 
 __all__ = [
     "JobState",

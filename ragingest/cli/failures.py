@@ -13,7 +13,7 @@ from ragingest.cli import display
 from ragingest.cli import options as opt
 from ragingest.cli.report import as_html, as_text
 from ragingest.errors import ExitCode, TerminalError
-from ragingest.failures import all_failures, failures_of
+from ragingest.jobs.failures import all_failures, failures_of
 
 __all__ = ["failures"]
 

@@ -14,7 +14,7 @@ from ragingest.checkpoint.transfer import export_job, import_job
 from ragingest.cli import display
 from ragingest.cli import options as opt
 from ragingest.errors import ExitCode, TerminalError, UsageError
-from ragingest.repair import repair_job
+from ragingest.jobs.repair import repair_job
 from ragingest.settings import DEFAULT_CHUNK_OVERLAP, DEFAULT_CHUNK_SIZE
 
 __all__ = ["jobs"]

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from ragingest.cli import options as opt
-from ragingest.planning import Plan, PlanOptions, Watch, make_plan
+from ragingest.jobs.planning import Plan, PlanOptions, Watch, make_plan
 from ragingest.settings import DEFAULT_CHUNK_OVERLAP, DEFAULT_CHUNK_SIZE, JobSettings, RunOptions
 
 __all__ = ["plan", "plan_to_exit"]

@@ -8,7 +8,7 @@ from html import escape
 from string import Template
 
 from ragingest.checkpoint.journal import now
-from ragingest.failures import Example, Group, JobFailures
+from ragingest.jobs.failures import Example, Group, JobFailures
 from ragingest.version import __version__
 
 __all__ = ["as_html", "as_text"]

@@ -10,9 +10,9 @@ import typer
 from ragingest.checkpoint.manager import CheckpointManager
 from ragingest.cli import options as opt
 from ragingest.cli.supervise import Supervised, run_to_exit
-from ragingest.copying import open_copy
 from ragingest.events import Emit, Noticed
-from ragingest.wiring import Start, checkpoint_of, open_job
+from ragingest.jobs.copying import open_copy
+from ragingest.jobs.wiring import Start, checkpoint_of, open_job
 
 __all__ = ["resume"]
 

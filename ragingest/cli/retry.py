@@ -14,8 +14,8 @@ from ragingest.cli import options as opt
 from ragingest.cli.supervise import Supervised, run_to_exit
 from ragingest.errors import UsageError
 from ragingest.events import Emit
+from ragingest.jobs.wiring import Retry, Start, checkpoint_of, open_job
 from ragingest.settings import parse_size
-from ragingest.wiring import Retry, Start, checkpoint_of, open_job
 
 __all__ = ["retry"]
 

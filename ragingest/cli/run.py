@@ -10,9 +10,9 @@ import typer
 from ragingest.cli import options as opt
 from ragingest.cli.plan import plan_to_exit
 from ragingest.cli.supervise import run_to_exit
-from ragingest.planning import PlanOptions
+from ragingest.jobs.planning import PlanOptions
+from ragingest.jobs.wiring import Start, open_job
 from ragingest.settings import DEFAULT_CHUNK_OVERLAP, DEFAULT_CHUNK_SIZE, RunOptions, check_job_name
-from ragingest.wiring import Start, open_job
 
 __all__ = ["run"]
 

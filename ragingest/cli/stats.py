@@ -11,7 +11,7 @@ from ragingest.checkpoint.manager import CheckpointManager
 from ragingest.cli import display
 from ragingest.cli import options as opt
 from ragingest.errors import TerminalError
-from ragingest.wiring import checkpoint_of
+from ragingest.jobs.wiring import checkpoint_of
 
 __all__ = ["stats"]
 

@@ -16,8 +16,8 @@ from ragingest.cli import display
 from ragingest.cli import options as opt
 from ragingest.cli.supervise import run_to_exit
 from ragingest.errors import UsageError
-from ragingest.verifying import Watch, verify_job
-from ragingest.wiring import Start, checkpoint_of, open_job
+from ragingest.jobs.verifying import Watch, verify_job
+from ragingest.jobs.wiring import Start, checkpoint_of, open_job
 
 __all__ = ["verify"]
 

@@ -26,15 +26,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ragingest.books import Books
 from ragingest.checkpoint.batches import ANSWERS, Batch, BatchLine, BatchStates, Refusal, State
 from ragingest.checkpoint.vectors import PaidVectors
+from ragingest.costs.books import Books
+from ragingest.costs.tokens import TokenEstimator, measure
 from ragingest.documents import Chunk, EmbeddedBatch, SparseVectors, Vectors, text_digest
 from ragingest.embedders.remote import Clock, RemoteLimits, Sleep
 from ragingest.errors import RejectedError, TerminalError, TransientError
+from ragingest.pacing.retries import retrying
 from ragingest.protocols import BatchAnswer, BatchRequests, BatchStatus
-from ragingest.retries import retrying
-from ragingest.tokens import TokenEstimator, measure
 
 __all__ = ["BatchCalls"]
 

@@ -18,7 +18,7 @@ import pybase64
 
 from ragingest.documents import Vectors
 from ragingest.errors import RejectedError, TerminalError, TransientError, UsageError
-from ragingest.pacing import parse_reset, parse_retry_after
+from ragingest.pacing.rate_limiter import parse_reset, parse_retry_after
 from ragingest.protocols import RateNews
 
 __all__ = ["Endpoint", "as_vectors", "rate_news", "shown"]

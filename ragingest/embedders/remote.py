@@ -18,17 +18,17 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ragingest.books import Books
-from ragingest.breaker import CircuitBreaker
 from ragingest.checkpoint.known import StoredTexts
 from ragingest.checkpoint.vectors import PaidVectors
-from ragingest.concurrency import AdaptiveConcurrency, Slot
+from ragingest.costs.books import Books
+from ragingest.costs.tokens import TextSize, TokenEstimator, measure
 from ragingest.documents import Chunk, EmbeddedBatch, SparseVectors, Vectors, text_digest
 from ragingest.errors import RejectedError, TerminalError, TransientError
-from ragingest.pacing import Grant, RateLimiter
+from ragingest.pacing.breaker import CircuitBreaker
+from ragingest.pacing.concurrency import AdaptiveConcurrency, Slot
+from ragingest.pacing.rate_limiter import Grant, RateLimiter
+from ragingest.pacing.retries import retrying
 from ragingest.protocols import Answer, EmbeddingRequests, RateNews
-from ragingest.retries import retrying
-from ragingest.tokens import TextSize, TokenEstimator, measure
 
 __all__ = ["Clock", "RemoteCalls", "RemoteLimits", "Sleep", "ask"]
 

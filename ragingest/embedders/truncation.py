@@ -8,11 +8,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from ragingest.books import Books
+from ragingest.costs.books import Books
+from ragingest.costs.tokens import TokenEstimator, longest_beginning
 from ragingest.documents import Chunk, EmbeddedBatch, SparseVectors
 from ragingest.errors import RejectedError
 from ragingest.protocols import Embedder, EmbedderLimits, Query, Tokenizer
-from ragingest.tokens import TokenEstimator, longest_beginning
 
 __all__ = ["Truncating", "Truncation"]
 

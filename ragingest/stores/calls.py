@@ -14,14 +14,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
-from ragingest.breaker import CircuitBreaker
-from ragingest.concurrency import AdaptiveConcurrency, Slot
 from ragingest.documents import EmbeddedBatch, Fault
 from ragingest.errors import RejectedError, TerminalError, TransientError
 from ragingest.events import Counters
-from ragingest.pacing import RateLimiter
+from ragingest.pacing.breaker import CircuitBreaker
+from ragingest.pacing.concurrency import AdaptiveConcurrency, Slot
+from ragingest.pacing.rate_limiter import RateLimiter
+from ragingest.pacing.retries import retrying
 from ragingest.protocols import Store
-from ragingest.retries import retrying
 
 __all__ = ["StoreCalls"]
 

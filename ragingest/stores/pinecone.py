@@ -33,7 +33,7 @@ from pinecone.models.indexes.deployment import PodDeployment
 
 from ragingest.documents import EmbeddedBatch, Fault
 from ragingest.errors import TOO_LARGE, RejectedError, TerminalError, TransientError, UsageError
-from ragingest.pacing import parse_retry_after
+from ragingest.pacing.rate_limiter import parse_retry_after
 from ragingest.protocols import (
     DEFAULT_LAYOUT,
     Abilities,

@@ -19,6 +19,7 @@ from qdrant_client import QdrantClient, models
 
 from ragingest.documents import EmbeddedBatch, Fault, point_id
 from ragingest.errors import RejectedError, TerminalError, UsageError
+from ragingest.pacing.retries import patiently
 from ragingest.protocols import (
     DEFAULT_LAYOUT,
     Abilities,
@@ -29,7 +30,6 @@ from ragingest.protocols import (
     StoredPoint,
     StoreLimits,
 )
-from ragingest.retries import patiently
 from ragingest.settings import Layout
 from ragingest.stores.qdrant_errors import MissingError, ServerErrors
 from ragingest.stores.qdrant_grpc import OPTIONS, GrpcUpserts, is_timeout

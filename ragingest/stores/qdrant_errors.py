@@ -16,7 +16,7 @@ from qdrant_client.common.client_exceptions import QdrantException, ResourceExha
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from ragingest.errors import TOO_LARGE, RejectedError, TerminalError, TransientError
-from ragingest.pacing import parse_retry_after
+from ragingest.pacing.rate_limiter import parse_retry_after
 
 __all__ = ["MissingError", "ServerErrors", "message_of"]
 

@@ -13,8 +13,8 @@ import pytest
 
 from ragingest.embedders import open_api
 from ragingest.embedders.cohere import CohereRequests
-from ragingest.embedding import embed_query
 from ragingest.errors import RejectedError, TerminalError, TransientError, UsageError
+from ragingest.jobs.embedding import embed_query
 from ragingest.protocols import Answer, EmbeddingRequests
 from tests.servers.openai_api import EmbeddingsServer, ServerConfig, vector_of
 

@@ -15,13 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ragingest.books import Books
 from ragingest.checkpoint.vectors import PaidVectors
+from ragingest.costs.books import Books
+from ragingest.costs.tokens import TokenEstimator
 from ragingest.documents import Chunk, EmbeddedBatch, Vectors
 from ragingest.embedders.remote import FIRST_CONCURRENCY, RemoteCalls, RemoteLimits
 from ragingest.errors import RejectedError, TerminalError, TransientError
 from ragingest.protocols import Answer, RateNews
-from ragingest.tokens import TokenEstimator
 from tests.contracts.embedding import chunks_of
 from tests.unit.pacing.fake_time import FakeTime
 

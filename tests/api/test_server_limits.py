@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import pytest
 
-from ragingest.books import Books
+from ragingest.costs.books import Books
+from ragingest.costs.tokens import TokenEstimator
 from ragingest.documents import Chunk, EmbeddedBatch
 from ragingest.embedders.remote import RemoteCalls, RemoteLimits
 from ragingest.errors import TransientError
 from ragingest.protocols import Answer, RateNews
-from ragingest.tokens import TokenEstimator
 from tests.contracts.embedding import chunks_of
 from tests.servers.limits import RateLimits
 from tests.unit.pacing.fake_time import FakeTime

@@ -7,11 +7,11 @@ import asyncio
 import numpy as np
 import pytest
 
-from ragingest.books import Books
+from ragingest.costs.books import Books
+from ragingest.costs.tokens import TokenEstimator
 from ragingest.documents import Chunk, Document, EmbeddedBatch, Record, SparseVector, document_digest
 from ragingest.embedders.truncation import Truncation
 from ragingest.errors import RejectedError
-from ragingest.tokens import TokenEstimator
 
 LIMIT = 100
 PROSE = "words of a long text that goes on and on "

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ragingest import copying
-from ragingest.copying import open_copy
 from ragingest.errors import TerminalError, TransientError
 from ragingest.events import Event, Noticed, Summary
+from ragingest.jobs import copying
+from ragingest.jobs.copying import open_copy
 from ragingest.protocols import Store, StoredPoint, StoreLimits
 from ragingest.settings import JobSettings, RunOptions, StoreSettings
 from ragingest.stores import open_store
@@ -111,7 +111,7 @@ def test_a_copy_goes_on_where_it_stopped(loaded: Command, monkeypatch: pytest.Mo
 def test_faults_are_waited_out_and_a_refused_point_costs_itself(
     loaded: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ragingest.retries._jitter", lambda _state: 0.0)
+    monkeypatch.setattr("ragingest.pacing.retries._jitter", lambda _state: 0.0)
     corpus = loaded.write(
         "poisoned.jsonl", [{"id": f"d{n}", "text": POISON if n == 7 else "fine"} for n in range(30)]
     )

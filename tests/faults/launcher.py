@@ -26,7 +26,7 @@ from typing import Any
 import time_machine
 
 import ragingest.checkpoint.manager
-import ragingest.wiring
+import ragingest.jobs.wiring
 from ragingest.checkpoint.batches import BatchStates
 from ragingest.checkpoint.journal import Journal
 from ragingest.checkpoint.known import KnownTexts

@@ -11,14 +11,14 @@ from typing import TypeVar
 import numpy as np
 import pytest
 
-from ragingest import wiring
 from ragingest.documents import EmbeddedBatch
 from ragingest.errors import RejectedError, TerminalError, TransientError, UsageError
 from ragingest.events import Counters, Event, Finishing, Summary
+from ragingest.jobs import wiring
+from ragingest.jobs.wiring import open_job
 from ragingest.protocols import Abilities, StoreLimits
 from ragingest.settings import ErrorBudget, JobSettings, RunOptions
 from ragingest.stores.calls import StoreCalls
-from ragingest.wiring import open_job
 from tests.contracts.embedding import chunks_of
 
 from .scripted_store import POISON, UNKEEPABLE, ScriptedStore
@@ -225,8 +225,8 @@ def test_a_run_ends_by_finishing_the_collection_and_tells_how_far_it_is(
 
 def test_an_outage_of_the_store_is_waited_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = ScriptedStore(StoreLimits(10), [TransientError("busy"), None, TransientError("busy")])
-    monkeypatch.setattr("ragingest.retries.BACKOFF_SECONDS", 0.0)
-    monkeypatch.setattr("ragingest.retries._jitter", lambda _state: 0.0)
+    monkeypatch.setattr("ragingest.pacing.retries.BACKOFF_SECONDS", 0.0)
+    monkeypatch.setattr("ragingest.pacing.retries._jitter", lambda _state: 0.0)
     summary, _ = run(tmp_path, monkeypatch, store, [f"text {n}" for n in range(25)])
     assert summary.counters.stored == 25
     assert summary.counters.upserts_failed == 2

@@ -11,15 +11,15 @@ from typing import TypeVar
 import numpy as np
 import pytest
 
-from ragingest.books import Books
 from ragingest.checkpoint.batches import BatchStates
 from ragingest.checkpoint.vectors import PaidVectors
+from ragingest.costs.books import Books
+from ragingest.costs.tokens import TokenEstimator
 from ragingest.documents import Chunk, text_digest
 from ragingest.embedders.batches import BatchCalls
 from ragingest.embedders.remote import RemoteLimits
 from ragingest.errors import RejectedError, TerminalError, TransientError
 from ragingest.protocols import BatchAnswer, BatchStatus
-from ragingest.tokens import TokenEstimator
 from tests.unit.core.builders import document
 
 T = TypeVar("T")

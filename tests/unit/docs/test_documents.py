@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from ragingest.books import Books
 from ragingest.checkpoint.state import Checkpoint, PartState
 from ragingest.cli.app import app
+from ragingest.costs.books import Books
 from ragingest.documents import POINT_NAMESPACE, point_id
 from ragingest.errors import ExitCode
 from ragingest.events import Counters

@@ -10,9 +10,9 @@ import pytest
 import typer
 
 from ragingest.cli.app import app
+from ragingest.costs.models import DEFAULT_MODELS, MODELS
 from ragingest.embedders import APIS
 from ragingest.errors import ExitCode
-from ragingest.models import DEFAULT_MODELS, MODELS
 from tests.unit.docs.reading import ROOT, load_generator
 
 generate = load_generator()

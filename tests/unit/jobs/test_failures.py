@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ragingest.checkpoint.manager import CheckpointManager
 from ragingest.errors import UsageError
 from ragingest.events import Counters
-from ragingest.failures import EXAMPLES, MAX_GROUPS, OTHER, UNLISTED, all_failures, failures_of, pattern_of
+from ragingest.jobs.failures import EXAMPLES, MAX_GROUPS, OTHER, UNLISTED, all_failures, failures_of, pattern_of
 from ragingest.reject_kinds import REJECT_KINDS
 from tests.unit.core.builders import checkpoint
 

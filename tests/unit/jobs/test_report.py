@@ -4,7 +4,7 @@ import re
 from html.parser import HTMLParser
 
 from ragingest.cli.report import as_html, as_text
-from ragingest.failures import Example, Group, JobFailures
+from ragingest.jobs.failures import Example, Group, JobFailures
 
 EVIL = '<script>alert("&")</script>\x1b[2J\u202e'
 

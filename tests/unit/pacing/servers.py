@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 from contextlib import suppress
 
-from ragingest.concurrency import AdaptiveConcurrency
+from ragingest.pacing.concurrency import AdaptiveConcurrency
 from tests.unit.pacing.fake_time import FakeTime
 
 __all__ = ["Server", "fixed_throughput", "throughput"]

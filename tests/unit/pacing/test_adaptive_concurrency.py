@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ragingest.concurrency import AdaptiveConcurrency
+from ragingest.pacing.concurrency import AdaptiveConcurrency
 from tests.unit.pacing.fake_time import FakeTime
 from tests.unit.pacing.servers import Server, fixed_throughput, throughput
 

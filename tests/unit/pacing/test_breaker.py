@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ragingest.breaker import CircuitBreaker
 from ragingest.errors import ExitCode, TerminalError, TransientError
+from ragingest.pacing.breaker import CircuitBreaker
 from tests.unit.pacing.fake_time import FakeTime
 
 ERROR = TransientError("503 Service Unavailable")

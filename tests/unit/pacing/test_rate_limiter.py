@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ragingest.pacing import RateLimiter
+from ragingest.pacing.rate_limiter import RateLimiter
 from tests.unit.pacing.fake_time import FakeTime
 
 Log = list[tuple[float, float]]

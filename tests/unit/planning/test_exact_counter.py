@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ragingest.tokens import VOCABULARIES, Vocabulary, exact_counter
+from ragingest.costs.tokens import VOCABULARIES, Vocabulary, exact_counter
 
 URL = "https://vocabularies.example/three.tiktoken"
 FILE = b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate([b"a", b"b", b"ab"]))

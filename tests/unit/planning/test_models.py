@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ragingest.models import DEFAULT_MODELS, MODELS, ModelFacts, facts_of
+from ragingest.costs.models import DEFAULT_MODELS, MODELS, ModelFacts, facts_of
 
 
 def test_openai_models_have_the_documented_limits_and_prices() -> None:

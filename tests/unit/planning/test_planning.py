@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 
 from ragingest.chunking import EstimatingChunker
+from ragingest.costs.tokens import TYPICAL_RATIO
 from ragingest.decoding import Decoder
 from ragingest.documents import Record
 from ragingest.errors import RagingestError, TerminalError, UsageError
 from ragingest.events import Summary
+from ragingest.jobs.planning import LEDGER_BYTES, Plan, PlanOptions, make_plan
 from ragingest.library import ingest
-from ragingest.planning import LEDGER_BYTES, Plan, PlanOptions, make_plan
 from ragingest.settings import JobSettings, RunOptions
-from ragingest.tokens import TYPICAL_RATIO
 from tests.unit.planning.texts import noise, prose, write_records
 
 
@@ -90,7 +90,7 @@ def test_tokens_and_dollars_of_an_api_are_estimated_from_bytes(corpus: Path) -> 
 
 
 def test_exact_counts_are_used_where_they_can_be_had(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ragingest.planning.exact_counter", lambda _model: lambda text: text.count(" ") + 2)
+    monkeypatch.setattr("ragingest.jobs.planning.exact_counter", lambda _model: lambda text: text.count(" ") + 2)
     plan = plan_of(corpus)
     assert plan.tokens_exact
     assert plan.tokens == plan.tokens_at_most == 1_000 * 49
@@ -100,8 +100,8 @@ def test_exact_counts_are_used_where_they_can_be_had(corpus: Path, monkeypatch: 
 def test_behind_the_counted_text_tokens_are_estimated_at_the_ratio_found(
     corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ragingest.planning.COUNTED_BYTES", 100_000)
-    monkeypatch.setattr("ragingest.planning.exact_counter", lambda _model: lambda text: text.count(" ") + 2)
+    monkeypatch.setattr("ragingest.jobs.planning.COUNTED_BYTES", 100_000)
+    monkeypatch.setattr("ragingest.jobs.planning.exact_counter", lambda _model: lambda text: text.count(" ") + 2)
     plan = plan_of(corpus)
     assert not plan.tokens_exact
     assert plan.tokens == pytest.approx(1_000 * 49, rel=0.02)
@@ -187,7 +187,7 @@ def test_without_chunking_texts_that_may_be_too_long_are_rejects(
     plan = plan_of(source, chunk=False)
     assert plan.reject_kinds == {"too_many_tokens": 1}
     assert (plan.records, plan.documents, plan.chunks, plan.exit_code) == (3, 2, 2, 1)
-    monkeypatch.setattr("ragingest.planning.exact_counter", lambda _model: lambda text: len(text) // 100)
+    monkeypatch.setattr("ragingest.jobs.planning.exact_counter", lambda _model: lambda text: len(text) // 100)
     assert plan_of(source, chunk=False).rejected == 0
 
 

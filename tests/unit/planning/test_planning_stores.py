@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ragingest import planning
 from ragingest.errors import UsageError
-from ragingest.planning import PlanOptions, make_plan
+from ragingest.jobs import planning
+from ragingest.jobs.planning import PlanOptions, make_plan
 from ragingest.protocols import Abilities, StoreLimits
 from ragingest.settings import JobSettings, RunOptions
 from tests.unit.adapters.scripted_store import UNKEEPABLE, ScriptedStore

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ragingest.tokens import RequestPacker, TextSize, TokenEstimator, measure
+from ragingest.costs.tokens import RequestPacker, TextSize, TokenEstimator, measure
 from tests.unit.planning.texts import prose, tokens_are_bytes, tokens_by_share, tokens_of_prose
 
 Count = Callable[[str], int]

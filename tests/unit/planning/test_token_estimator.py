@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ragingest.tokens import TYPICAL_RATIO, TextSize, TokenEstimator, measure
+from ragingest.costs.tokens import TYPICAL_RATIO, TextSize, TokenEstimator, measure
 from tests.unit.planning.texts import prose, tokens_by_share
 
 GROUP = 10_000

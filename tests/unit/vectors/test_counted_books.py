@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ragingest.books import BUCKETS, Books
 from ragingest.checkpoint.counted import SLOT_BYTES, CountedBooks
+from ragingest.costs.books import BUCKETS, Books
 from ragingest.errors import TerminalError
 
 counts = st.integers(0, 2**40)

@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ragingest.batching import StreamingBatcher
-from ragingest.books import Books
 from ragingest.chunking import Chunker, EstimatingChunker, whole
+from ragingest.costs.books import Books
+from ragingest.costs.models import DEFAULT_MODELS, ModelFacts, facts_of
+from ragingest.costs.tokens import RequestPacker, TokenEstimator, exact_counter, measure
 from ragingest.documents import Chunk, EmbeddedBatch, Vectors
 from ragingest.embedders import APIS, open_api, open_batch_api, open_embedder
 from ragingest.embedders.bm25 import BM25
 from ragingest.errors import RejectedError, TerminalError, TransientError, UsageError
 from ragingest.events import Emit, Noticed
-from ragingest.models import DEFAULT_MODELS, ModelFacts, facts_of
 from ragingest.passes import Later
 from ragingest.pipeline import Embed, Packer, Split
 from ragingest.protocols import Embedder, Query, StoredPoint
 from ragingest.settings import BATCHED, JobSettings, RunOptions
-from ragingest.tokens import RequestPacker, TokenEstimator, exact_counter, measure
 
 if TYPE_CHECKING:
     from ragingest.checkpoint.vectors import PaidVectors

@@ -14,12 +14,12 @@ from ragingest.checkpoint.journal import boot_identity, now
 from ragingest.checkpoint.ledger import Ledger, LedgerRow
 from ragingest.checkpoint.manager import WAL_ENDS, CheckpointManager
 from ragingest.checkpoint.state import Checkpoint, CheckpointError, PartState, decode
+from ragingest.costs.models import DEFAULT_MODELS
 from ragingest.documents import METADATA_DIGEST_BYTES, TEXT_DIGEST_BYTES
 from ragingest.errors import SettingsChangedError, TerminalError, UsageError
 from ragingest.events import Counters
-from ragingest.models import DEFAULT_MODELS
+from ragingest.pacing.retries import patiently
 from ragingest.protocols import CollectionSpec, Store, StoredPoint
-from ragingest.retries import patiently
 from ragingest.settings import JobSettings, RunOptions
 from ragingest.sources import open_source
 from ragingest.stores import open_store

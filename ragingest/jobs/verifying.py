@@ -29,8 +29,8 @@ from ragingest.documents import (
 )
 from ragingest.embedders import APIS, open_embedder
 from ragingest.errors import ExitCode, UsageError
+from ragingest.pacing.retries import patiently
 from ragingest.protocols import Embedder, Store, StoredPoint
-from ragingest.retries import patiently
 from ragingest.stores import open_store
 
 __all__ = ["Difference", "Verification", "Watch", "verify_job"]

@@ -19,18 +19,18 @@ import numpy as np
 
 from ragingest.batching import calculate_batch_size
 from ragingest.chunking import Chunker, EstimatingChunker, whole
+from ragingest.costs.models import DEFAULT_MODELS, ModelFacts, facts_of
+from ragingest.costs.tokens import TextSize, TokenEstimator, exact_counter, measure
 from ragingest.decoding import Decoder, FieldMapping
 from ragingest.documents import TEXT_DIGEST_BYTES, Chunk, Document, EmbeddedBatch, Fault, Record, Vectors
 from ragingest.embedders import EMBEDDERS, open_embedder
 from ragingest.embedders.bm25 import BM25
 from ragingest.errors import ExitCode, RejectedError, UsageError
-from ragingest.models import DEFAULT_MODELS, ModelFacts, facts_of
 from ragingest.protocols import Source, Store, StoreLimits
 from ragingest.settings import BATCHED, JobSettings, RunOptions
 from ragingest.sources import open_source
 from ragingest.stores import open_store
 from ragingest.stores.abilities import check_abilities, shortcomings
-from ragingest.tokens import TextSize, TokenEstimator, exact_counter, measure
 
 __all__ = ["Plan", "PlanOptions", "Watch", "make_plan"]
 

@@ -36,16 +36,16 @@ from ragingest.errors import (
     UsageError,
 )
 from ragingest.events import Counters, Emit, Finishing, Noticed, Progressed, RunFinished, RunStarted, Summary
+from ragingest.jobs.wiring import check_maker, summarize
 from ragingest.memory import own_anonymous_bytes
+from ragingest.pacing.retries import patient, patiently
 from ragingest.protocols import CollectionSpec, Store, StoredPoint
-from ragingest.retries import patient, patiently
 from ragingest.settings import JobSettings, RunOptions, StoreSettings, default_job_name
 from ragingest.stores import open_store
 from ragingest.stores.abilities import check_abilities
 from ragingest.stores.calls import StoreCalls
 from ragingest.storing import Storing
 from ragingest.version import __version__
-from ragingest.wiring import check_maker, summarize
 
 __all__ = ["CopyRun", "open_copy"]
 

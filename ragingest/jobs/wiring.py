@@ -18,15 +18,15 @@ from ragingest.checkpoint.ranges import RangeSet
 from ragingest.checkpoint.retry import RetryJournal
 from ragingest.checkpoint.state import Checkpoint, PartState
 from ragingest.decoding import Decoder, FieldMapping
-from ragingest.embedding import Embedding, open_embedding
 from ragingest.errors import ExitCode, RagingestError, SettingsChangedError, TerminalError, UsageError
 from ragingest.events import Counters, Emit, Noticed, RunFinished, RunStarted, Summary
+from ragingest.jobs.embedding import Embedding, open_embedding
 from ragingest.memory import SystemGauge
+from ragingest.pacing.retries import patient, patiently
 from ragingest.passes import Passes
 from ragingest.pipeline import Pipeline, PipelineParts
 from ragingest.protocols import CollectionSpec, Source, Store
 from ragingest.resources import ResourceManager
-from ragingest.retries import patient, patiently
 from ragingest.settings import BATCHED, ErrorBudget, JobSettings, RunOptions, default_job_name
 from ragingest.sources import open_source
 from ragingest.sources.rejects import RejectedRecords, rejected_places
