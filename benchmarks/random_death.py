@@ -120,6 +120,8 @@ def main() -> None:
             base = deaths.again
             for number in range(1, runs + 1):
                 deaths.run(number, dice.randint(1, MOST_KILLS), dice)
+                harm = deaths.missing + deaths.extra + deaths.wrong + deaths.unbalanced
+                print(f"{store}: {number} of {runs} runs, {deaths.kills} kills, harm {harm}", file=sys.stderr)
             results[store] = {
                 "runs": runs,
                 "kills": deaths.kills,
