@@ -422,7 +422,7 @@ def _where_it_stands(
         raise SettingsChangedError(
             f"the job {job} was made with other settings: {told}",
             "use the old settings, store everything again in place with --reembed (not for another source or store), "
-            "start over with --fresh, or give this one another --job",
+            "start over with --fresh (another model: into another --collection), or give this one another --job",
         )
     before = msgspec.structs.replace(before, settings=settings, ragingest=__version__)
     if before.finished or (before.partial and options.delete_missing):
