@@ -78,7 +78,9 @@ async def load(corpus: Path, url: str, concurrency: int, upsert: Upsert) -> int:
                     rows = decode_answer(await response.read()).data
                 # 1,536 float32 are a multiple of three bytes: joined, they are still base64.
                 encoded = b"".join([memoryview(row.embedding)[1:-1] for row in rows])
-                vectors = np.frombuffer(pybase64.b64decode(encoded), np.float32).reshape(len(items), DIMENSIONS)
+                vectors = np.frombuffer(pybase64.b64decode(encoded, validate=True), np.float32).reshape(
+                    len(items), DIMENSIONS
+                )
                 upsert(items, vectors)
                 done += len(items)
 

@@ -26,6 +26,7 @@ __all__ = ["Endpoint", "as_vectors", "rate_news", "shown"]
 CONNECTIONS = 256
 SHOWN_OF_AN_ANSWER = 300
 PIECE_BYTES = 1 << 18
+ROWS_AT_ONCE = 64
 QUOTE = ord('"')
 PADDING = ord("=")
 
@@ -256,18 +257,19 @@ def _decoded(embeddings: Sequence[msgspec.Raw]) -> bytes | None:
     length = len(views[0])
     if length <= 2 or any(len(view) != length or view[0] != QUOTE for view in views):
         return None
-    rows: list[memoryview | bytes] = [view[1:-1] for view in views]
+    rows = [view[1:-1] for view in views]
+    # Whole groups of three bytes: joined, they are base64 still.
+    at_once = 1 if rows[0][-1] == PADDING else ROWS_AT_ONCE
     try:
-        if rows[0][-1] != PADDING:
-            # Whole groups of three bytes: joined, they are base64 still.
-            rows = [b"".join(rows)]
-        decoded = [pybase64.b64decode(row, validate=True) for row in rows]
+        pieces = [
+            pybase64.b64decode(b"".join(rows[first : first + at_once]), validate=True)
+            for first in range(0, len(rows), at_once)
+        ]
     except ValueError:
         return None
-    if any(len(row) != len(decoded[0]) for row in decoded):
-        return None
-    data = decoded[0] if len(decoded) == 1 else b"".join(decoded)
-    return None if len(data) % (4 * len(views)) else data
+    data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    each, rest = divmod(len(data), 4 * len(rows))
+    return None if rest or any(len(piece) % (4 * each) for piece in pieces) else data
 
 
 def _one_by_one(embeddings: Sequence[msgspec.Raw], url: str) -> Vectors:
