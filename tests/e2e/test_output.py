@@ -129,7 +129,7 @@ def test_version_and_help_say_what_the_command_is(tmp_path: Path) -> None:
     assert ragingest("--version").out == f"ragingest {__version__}\n"
     for words in (("--help",), ("run", "-h"), ("resume", "--help")):
         said = ragingest(*words).said
-        assert "6 the checkpoint does not fit the settings" in said
+        assert "6 the checkpoint or the collection does not fit the settings" in said
         assert "130 interrupted by Ctrl-C; resumable" in said
     assert "Commands" in ragingest(code=2).said
     assert list(tmp_path.iterdir()) == []

@@ -107,6 +107,7 @@ def shared(request: pytest.FixtureRequest) -> Iterator[tuple[tuple[str, ...], Ca
         )
     else:
         postgres: PostgresServer = request.getfixturevalue("postgres")
+        postgres.execute(f"DROP SCHEMA IF EXISTS {test_postgres.NAMESPACE} CASCADE")
         yield test_postgres.into(postgres), lambda corpus: test_postgres.check_content(postgres, corpus)
         postgres.execute(f"DROP SCHEMA IF EXISTS {test_postgres.NAMESPACE} CASCADE")
 

@@ -211,6 +211,7 @@ def test_the_password_of_postgres(
     monkeypatch.setenv("PGPASSWORD", password)
     url = postgres.url(user=PASSWORD_USER)
     where = ("--store", "pgvector", "--url", url, "--collection", "docs", "--namespace", test_postgres.NAMESPACE)
+    postgres.execute(f"DROP SCHEMA IF EXISTS {test_postgres.NAMESPACE} CASCADE")
     result = place.run(*run(*where, "--embedder", "null"), code=code)
     postgres.execute(f"DROP SCHEMA IF EXISTS {test_postgres.NAMESPACE} CASCADE")
     assert password not in result.out + result.err
