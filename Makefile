@@ -1,5 +1,5 @@
 # make demo    ingest the sample corpus and search it
-# make test    format check, lint, types, layers, all tests
+# make test    format check, lint, types, layers, all tests, but of each grid of faults a third
 # make bench   measure speed, memory and cost; write docs/performance.md (ten minutes)
 # make bench-peers  against what people use instead; installs them beside (longer)
 # make crash-test  every way to die: killed at every step and at random, bad disks, input, networks (an hour)
@@ -55,7 +55,7 @@ bench-peers: .venv/benched .venv-peers/installed
 	$(BIN)/python docs/generate.py
 
 crash-test: .venv/tested
-	$(BIN)/python -m pytest -n 2 tests/faults tests/api tests/e2e/test_copy.py tests/e2e/test_incremental.py tests/e2e/test_verify.py
+	$(BIN)/python -m pytest -n 2 --every-fault tests/faults tests/api tests/e2e/test_copy.py tests/e2e/test_incremental.py tests/e2e/test_verify.py
 	$(BIN)/python -m benchmarks.random_death $(RUNS) $(RECORDS) qdrant-edge pgvector
 	$(BIN)/python -m benchmarks.long $(LONG)
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
+FAULTS = Path(__file__).parent / "faults"
+
 # Workers of pytest-xdist share the cores, and so do the threads that PyTorch would start in each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -27,8 +29,24 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("ragingest")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--every-fault", action="store_true", help="try every step at which a run may die, not a third of them"
+    )
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what needs the shared corpora where they are not, or a mount where that is not allowed."""
+    if not config.getoption("--every-fault"):
+        of_test: dict[str, list[pytest.Item]] = {}
+        for item in items:
+            if FAULTS in item.path.parents and item.path.name != "test_bad_inputs.py":
+                of_test.setdefault(item.nodeid.partition("[")[0], []).append(item)
+        passed_over = {
+            case for cases in of_test.values() if len(cases) > 3 for number, case in enumerate(cases) if number % 3
+        }
+        config.hook.pytest_deselected(items=list(passed_over))
+        items[:] = [item for item in items if item not in passed_over]
     for marker, possible in (("shared", SHARED.is_dir), ("mounts", can_mount)):
         left_out = [item for item in items if item.get_closest_marker(marker)]
         if left_out and not possible():
