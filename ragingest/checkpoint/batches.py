@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ragingest.errors import TerminalError
+from ragingest.sqlite import connect, transaction
 
 __all__ = ["ANSWERS", "Batch", "BatchLine", "BatchStates", "Refusal", "State", "Totals"]
 
@@ -150,11 +151,11 @@ class BatchStates:
         self._max_texts = max_texts
         self._max_bytes = max_bytes
         with self._explained():
-            self._db = self._connect()
+            self._db = connect(self.path, _SCHEMA, "synchronous = FULL")
             if self._meta("model", model) != model:
                 self.forgotten = len(self.in_state("creating", "created", "ended"))
                 self._delete()
-                self._db = self._connect()
+                self._db = connect(self.path, _SCHEMA, "synchronous = FULL")
                 self._meta("model", model)
             self._token = str(self._meta("token", secrets.token_hex(8)))
             if not begun:
@@ -202,7 +203,7 @@ class BatchStates:
 
     def refuse(self, refused: Mapping[bytes, Refusal]) -> None:
         """These have no vector and never will; said before they were sent."""
-        with self._explained(), self._transaction():
+        with self._explained(), transaction(self._db):
             self._refuse(refused)
 
     def close_open(self) -> None:
@@ -238,7 +239,7 @@ class BatchStates:
         Returns:
             How often it has failed at one text, at most.
         """
-        with self._explained(), self._transaction():
+        with self._explained(), transaction(self._db):
             self._refuse(refused)
             self._db.executemany("UPDATE texts SET batch = NULL, tries = tries + 1 WHERE digest = ?", _rows(failed))
             self._db.execute("DELETE FROM texts WHERE batch = ?", (number,))
@@ -254,7 +255,7 @@ class BatchStates:
     def release(self, number: int) -> None:
         """Forget a batch that will bring nothing; its texts can be ordered again."""
         with self._explained():
-            with self._transaction():
+            with transaction(self._db):
                 self._db.execute("DELETE FROM texts WHERE batch = ? AND tries = 0", (number,))
                 self._db.execute("UPDATE texts SET batch = NULL WHERE batch = ?", (number,))
                 self._db.execute(
@@ -329,18 +330,6 @@ class BatchStates:
 
     # -- inside ------------------------------------------------------------------------------------
 
-    def _connect(self) -> sqlite3.Connection:
-        os.close(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600))
-        db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
-        try:
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = FULL")
-            db.executescript(_SCHEMA)
-        except BaseException:
-            db.close()
-            raise
-        return db
-
     def _delete(self) -> None:
         self._db.close()
         ours = re.compile(re.escape(self.path.stem) + r"-\d+\.(jsonl|output|errors)").fullmatch
@@ -393,7 +382,7 @@ class BatchStates:
             file.write(b"".join(line.data for line in lines))
             file.flush()
             os.fsync(file.fileno())
-        with self._transaction():
+        with transaction(self._db):
             self._db.execute(
                 "INSERT OR IGNORE INTO batches (number, state, since) VALUES (?, 'filling', ?)",
                 (number, time.time()),
@@ -424,16 +413,6 @@ class BatchStates:
     def _refuse(self, refused: Mapping[bytes, Refusal]) -> None:
         rows = [(digest, *refusal) for digest, refusal in refused.items()]
         self._db.executemany("INSERT OR REPLACE INTO refused VALUES (?, ?, ?)", rows)
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

@@ -8,7 +8,6 @@ loss of power leaves it consistent, and anybody can open it.
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from functools import update_wrapper
@@ -18,6 +17,7 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 from ragingest.checkpoint.ranges import RangeSet
 from ragingest.documents import Stored
 from ragingest.errors import TerminalError
+from ragingest.sqlite import connect, transaction
 
 __all__ = ["Ledger", "LedgerDamagedError", "LedgerRow"]
 
@@ -116,20 +116,16 @@ class Ledger:
     @_explained
     def _open(self) -> None:
         try:
-            os.close(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600))
+            self._db = connect(
+                self.path,
+                _SCHEMA,
+                "synchronous = NORMAL",
+                f"cache_size = -{CACHE_KIB}",
+                f"mmap_size = {1 << 36}",
+                f"wal_autocheckpoint = {WAL_PAGES}",
+            )
         except OSError as error:
             raise self._failed(error.strerror) from None
-        self._db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
-        try:
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = NORMAL")
-            self._db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-            self._db.execute(f"PRAGMA mmap_size = {1 << 36}")
-            self._db.execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES}")
-            self._db.executescript(_SCHEMA)
-        except BaseException:
-            self._db.close()
-            raise
 
     def _failed(self, why: str | None) -> TerminalError:
         return TerminalError(
@@ -150,15 +146,9 @@ class Ledger:
     @_explained
     def commit(self, rows: Iterable[LedgerRow], removed: Iterable[str] = ()) -> None:
         """Write rows in one transaction. Survives the death of the process, not yet that of the machine."""
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            self._db.executemany("INSERT OR REPLACE INTO documents VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
-            self._db.executemany("DELETE FROM documents WHERE id = ?", ((id_,) for id_ in removed))
-        except BaseException:
-            if self._db.in_transaction:  # a full disk has ended it already
-                self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
+        with transaction(self._db) as db:
+            db.executemany("INSERT OR REPLACE INTO documents VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+            db.executemany("DELETE FROM documents WHERE id = ?", ((id_,) for id_ in removed))
 
     @_explained
     def sync(self) -> None:
@@ -193,16 +183,14 @@ class Ledger:
     @_explained
     def doubt(self, ids: Iterable[str]) -> None:
         """Empty the digests of those: the next run stores them again, whatever their content."""
-        with self._db:
-            self._db.executemany(
-                "UPDATE documents SET digest = x'', seen = 0 WHERE id = ?", ((id_,) for id_ in ids)
-            )
+        with transaction(self._db) as db:
+            db.executemany("UPDATE documents SET digest = x'', seen = 0 WHERE id = ?", ((id_,) for id_ in ids))
 
     @_explained
     def touch(self, places: Iterable[tuple[str, int, int]], run: int) -> None:
         """Note that `run` has read these (id, part, ordinal), though what is stored of them is older."""
-        with self._db:
-            self._db.executemany(
+        with transaction(self._db) as db:
+            db.executemany(
                 "UPDATE documents SET seen = ?1, part = ?3, ordinal = ?4 WHERE id = ?2 AND seen <> ?1",
                 ((run, *place) for place in places),
             )

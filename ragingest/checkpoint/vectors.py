@@ -15,7 +15,6 @@ Measured at 1,536 dimensions in batches of 100, CPU a vector on tmpfs: put and d
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import sqlite3
 import threading
@@ -31,6 +30,7 @@ import numpy as np
 from ragingest.checkpoint.records import RecordFile, Vector
 from ragingest.documents import TEXT_DIGEST_BYTES
 from ragingest.errors import TerminalError
+from ragingest.sqlite import connect, transaction
 
 __all__ = ["PaidVectors"]
 
@@ -493,17 +493,13 @@ class _Cache:
         return db
 
     def _connect(self) -> sqlite3.Connection:
-        os.close(os.open(self._index, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600))
-        db = sqlite3.connect(self._index, timeout=INDEX_WAIT_SECONDS, isolation_level=None, check_same_thread=False)
-        try:
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = NORMAL")
-            db.execute(f"PRAGMA cache_size = -{INDEX_CACHE_KIB}")
-            db.executescript(_SCHEMA)
-        except BaseException:
-            db.close()
-            raise
-        return db
+        return connect(
+            self._index,
+            _SCHEMA,
+            "synchronous = NORMAL",
+            f"cache_size = -{INDEX_CACHE_KIB}",
+            wait_seconds=INDEX_WAIT_SECONDS,
+        )
 
     def _discard_index(self) -> None:
         """A process that has it open goes on with what it has, and stays right: the records are checked."""
@@ -517,11 +513,6 @@ class _Cache:
 
 def _cover(db: sqlite3.Connection, rows: Iterable[tuple[bytes, int]], covered: int) -> None:
     """Note where these are, and that the index knows the first `covered` slots."""
-    db.execute("BEGIN IMMEDIATE")
-    try:
+    with transaction(db):
         db.executemany("INSERT OR REPLACE INTO slots VALUES (?, ?)", sorted(rows))
         db.execute("UPDATE meta SET value = ? WHERE key = 'covered'", (covered,))
-    except BaseException:
-        db.execute("ROLLBACK")
-        raise
-    db.execute("COMMIT")

@@ -35,8 +35,8 @@ from ragingest.errors import (
     TerminalError,
     UsageError,
 )
-from ragingest.events import Counters, Emit, Finishing, Noticed, Progressed, RunFinished, RunStarted, Summary
-from ragingest.jobs.wiring import check_maker, summarize
+from ragingest.events import Emit, Finishing, Noticed, Progressed, RunFinished, RunStarted, Summary
+from ragingest.jobs.wiring import check_maker, first_run, summarize
 from ragingest.memory import own_anonymous_bytes
 from ragingest.pacing.retries import patient, patiently
 from ragingest.protocols import CollectionSpec, Store, StoredPoint
@@ -180,21 +180,7 @@ def _where_it_stands(
     loaded = None if fresh else manager.load(job)
     if loaded is None:
         manager.forget(job, ledger=True)
-        moment = now()
-        return Checkpoint(
-            ragingest=__version__,
-            job=job,
-            run=1,
-            status="running",
-            started=moment,
-            updated=moment,
-            boot=boot_identity(),
-            settings=settings,
-            fingerprint=settings.fingerprint(),
-            options=options,
-            parts=parts,
-            counters=Counters(),
-        )
+        return first_run(job, settings, options, parts)
     if loaded.warning:
         emit(Noticed(loaded.warning))
     before = msgspec.structs.replace(loaded.checkpoint, options=options, ragingest=__version__)

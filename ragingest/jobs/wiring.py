@@ -35,7 +35,7 @@ from ragingest.stores.abilities import check_abilities, shortcomings
 from ragingest.stores.calls import StoreCalls
 from ragingest.version import __version__
 
-__all__ = ["JobRun", "Retry", "Start", "check_maker", "checkpoint_of", "open_job", "summarize"]
+__all__ = ["JobRun", "Retry", "Start", "check_maker", "checkpoint_of", "first_run", "open_job", "summarize"]
 
 
 @dataclass(slots=True)
@@ -394,11 +394,11 @@ def _where_it_stands(
     parts = [PartState.of(part) for part in source.parts()]
     if start.fresh:
         manager.forget(job, ledger=False)
-        return None, _first_run(job, settings, options, parts)
+        return None, first_run(job, settings, options, parts)
     loaded = manager.load(job)
     if loaded is None:
         manager.forget(job, ledger=False)
-        return None, _first_run(job, settings, options, parts)
+        return None, first_run(job, settings, options, parts)
     manager.settle_rejects(loaded.checkpoint)
     if loaded.warning:
         emit(Noticed(loaded.warning))
@@ -406,7 +406,7 @@ def _where_it_stands(
     changes = settings.changes(before.settings)
     if changes and before.status == "failed" and before.run == 1 and not before.counters.read:
         # It failed before it had done anything, perhaps by the very setting that is now mended.
-        return None, _first_run(job, settings, options, parts)
+        return None, first_run(job, settings, options, parts)
     if start.reembed and all(name in _IN_PLACE for name, _, _ in changes):
         emit(
             Noticed("every document is stored again: a search finds old and new vectors until the run is finished")
@@ -534,7 +534,8 @@ def _confirmed(manager: CheckpointManager, before: Checkpoint) -> list[RangeSet]
     return [its.without(rejected) for its, rejected in zip(done, listed, strict=True)]
 
 
-def _first_run(job: str, settings: JobSettings, options: RunOptions, parts: list[PartState]) -> Checkpoint:
+def first_run(job: str, settings: JobSettings, options: RunOptions, parts: list[PartState]) -> Checkpoint:
+    """The checkpoint of a job that has done nothing yet."""
     moment = now()
     return Checkpoint(
         ragingest=__version__,

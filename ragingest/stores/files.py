@@ -33,6 +33,7 @@ from ragingest.protocols import (
     StoreLimits,
 )
 from ragingest.settings import Layout
+from ragingest.sqlite import transaction
 from ragingest.stores.columns import columns_of
 from ragingest.stores.metadata import encode_metadata
 
@@ -135,7 +136,7 @@ class FileStore:
             self._connect()
             existing = self._read_spec()
             if existing is None:
-                with self._transaction() as db:
+                with transaction(self._ready) as db:
                     db.execute("INSERT INTO meta VALUES ('spec', ?)", [msgspec.json.encode(spec)])
             elif (existing.dimensions, existing.sparse) != (spec.dimensions, spec.sparse):
                 raise TerminalError(
@@ -147,7 +148,7 @@ class FileStore:
         return self._spec
 
     def describe(self, spec: CollectionSpec) -> None:
-        with self._explained("cannot be written"), self._transaction() as db:
+        with self._explained("cannot be written"), transaction(self._ready) as db:
             db.execute("UPDATE meta SET value = ? WHERE key = 'spec'", [msgspec.json.encode(spec)])
         self._spec = spec
 
@@ -218,18 +219,6 @@ class FileStore:
             "check the folder, its permissions and the free disk space, then resume",
         )
 
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        db = self._ready
-        db.execute("BEGIN IMMEDIATE")
-        try:
-            yield db
-            db.execute("COMMIT")
-        except BaseException:
-            if db.in_transaction:  # a full disk ends it by itself
-                db.execute("ROLLBACK")
-            raise
-
     # -- writing -----------------------------------------------------------------------------------
 
     def encode(self, batch: EmbeddedBatch) -> list[bytes | Fault] | None:
@@ -243,7 +232,7 @@ class FileStore:
                 "give another --collection, or the embedder that made this one",
             )
         rows = self._rows(batch)
-        with self._explained("cannot be written"), self._transaction() as db:
+        with self._explained("cannot be written"), transaction(self._ready) as db:
             db.executemany(_UPSERT, rows)
             _note_change(db)
 
@@ -275,7 +264,7 @@ class FileStore:
 
     def delete(self, points: Sequence[tuple[str, int]]) -> None:
         ids = [(point_id(*point),) for point in points]
-        with self._explained("cannot be written"), self._transaction() as db:
+        with self._explained("cannot be written"), transaction(self._ready) as db:
             db.executemany("DELETE FROM points WHERE point_id = ?", ids)
             _note_change(db)
 
@@ -284,7 +273,7 @@ class FileStore:
         with self._explained("cannot be written"):
             self._ready.execute("PRAGMA synchronous = FULL")
             try:
-                with self._transaction() as db:
+                with transaction(self._ready) as db:
                     db.execute("UPDATE meta SET value = value + 1 WHERE key = 'sync'")
             finally:
                 self._ready.execute("PRAGMA synchronous = NORMAL")
@@ -332,7 +321,7 @@ class FileStore:
                 rows = db.execute(f"SELECT {_COLUMNS} FROM points ORDER BY number")
                 with _replaced(path) as file:
                     self._export.write(file, self._spec, _reporting(map(Row._make, rows), total, report))
-                with self._transaction():
+                with transaction(self._ready):
                     db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", [path.name, changes])
         report(1.0)
 
