@@ -28,10 +28,16 @@ LONG ?= 1000000 100000
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group bench
 	@touch $@
 
-.venv-peers/installed: pyproject.toml
+.venv-peers/installed: pyproject.toml .venv-peers/cocoindex/installed
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --group bench-peers
+	@touch $@
+
+.venv-peers/cocoindex/installed: pyproject.toml
+	test -x .venv-peers/cocoindex/bin/python || $(PYTHON) -m venv .venv-peers/cocoindex
+	.venv-peers/cocoindex/bin/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	.venv-peers/cocoindex/bin/python -m pip install --quiet --disable-pip-version-check --group bench-cocoindex
 	@touch $@
 
 demo: .venv/installed
