@@ -52,7 +52,8 @@ def into_edge(shard: edge.EdgeShard, *, bm25: bool) -> Upsert:
 
     def upsert(items: list[Item], vectors: np.ndarray[Any, np.dtype[np.float32]]) -> None:
         points = []
-        for item, dense in zip(items, vectors.tolist(), strict=True):
+        for item, row in zip(items, vectors, strict=True):
+            dense: Any = memoryview(row)
             vector = dense if encode is None else {"": dense, SPARSE: encode(item.text)}
             payload = {"id": item.id, "text": item.text, "metadata": item.metadata}
             points.append(edge.Point(point_id(item.id), vector, payload))

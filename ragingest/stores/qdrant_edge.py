@@ -197,7 +197,9 @@ class QdrantEdgeStore:
         # The engine would apply half of a batch of wrong vectors, and write it to its log.
         check_dimensions(self._collection, self._held, columns.dense.shape[1])
         points = []
-        for row, vector in enumerate(columns.dense.tolist()):
+        for row, numbers in enumerate(columns.dense):
+            # Half the CPU of a list of floats, which leave the caches before the engine reads them.
+            vector = memoryview(numbers)
             vectors: Any = vector
             if columns.sparse is not None:
                 vectors = {DENSE: vector, SPARSE: edge.SparseVector(*columns.sparse[row])}
