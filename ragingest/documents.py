@@ -82,15 +82,44 @@ class Stored(NamedTuple):
 
 
 @dataclass(slots=True, eq=False)
-class Document:
-    """A valid record. `digest` covers text (first 16 bytes) and metadata (last 8)."""
+class Block:
+    """Consecutive records [start, end) of one part, and what became of them.
+
+    The confirmation travels with it: the checkpoint moves over a block only when `pending`, the
+    documents that the store has not confirmed, is zero.
+    """
+
+    part: int
+    start: int
+    end: int
+    end_offset: int
+    progress: int = 0
+    """Bytes of the file behind this block, compressed if the file is: what a progress bar shows."""
+    read: int = 0
+    rejects: list[Reject] = field(default_factory=list)
+    unchanged: int = 0
+    duplicate: int = 0
+    stored: int = 0
+    chunks: int = 0
+    pending: int = 0
+
+
+NOWHERE = Block(0, 0, 0, 0)
+"""The block of a document that is not part of a run."""
+
+
+class Document(msgspec.Struct, eq=False, gc=False):
+    """A valid record. `digest` covers text (first 16 bytes) and metadata (last 8).
+
+    The collector of cycles does not look at documents, chunks and rejects: nothing they hold leads back to them.
+    """
 
     id: str
     text: str
     metadata: dict[str, Any]
     digest: bytes
     record: Record
-    block: Block = field(init=False, repr=False)
+    block: Block = NOWHERE
     previous: Stored | None = None
     chunks: int = 0
     """Number of chunks, once they are known."""
@@ -104,8 +133,7 @@ class Document:
     """(stage, fault) of the first chunk that was refused."""
 
 
-@dataclass(slots=True, eq=False)
-class Chunk:
+class Chunk(msgspec.Struct, eq=False, gc=False):
     """A piece of a document's text that is embedded on its own.
 
     `tokens` are the ids that the embedder's own tokenizer made of the text, when the chunker had
@@ -142,32 +170,7 @@ class EmbeddedBatch:
     wire: list[bytes] | None = None
 
 
-@dataclass(slots=True, eq=False)
-class Block:
-    """Consecutive records [start, end) of one part, and what became of them.
-
-    The confirmation travels with it: the checkpoint moves over a block only when `pending`, the
-    documents that the store has not confirmed, is zero.
-    """
-
-    part: int
-    start: int
-    end: int
-    end_offset: int
-    progress: int = 0
-    """Bytes of the file behind this block, compressed if the file is: what a progress bar shows."""
-    read: int = 0
-    documents: list[Document] = field(default_factory=list)
-    rejects: list[Reject] = field(default_factory=list)
-    unchanged: int = 0
-    duplicate: int = 0
-    stored: int = 0
-    chunks: int = 0
-    pending: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class Reject:
+class Reject(msgspec.Struct, eq=False, gc=False):
     """A record that could not be ingested: at which stage, and why."""
 
     stage: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from ragingest.documents import TEXT_DIGEST_BYTES, Block, Document, Reject, Stored
 from ragingest.errors import TerminalError
@@ -13,11 +13,12 @@ __all__ = ["count_outcome", "leftover_points", "same_text", "sort_out"]
 
 def sort_out(
     block: Block,
+    documents: Sequence[Document],
     known: Mapping[str, Stored],
     run: int,
     on_duplicate: OnDuplicate = "last",
 ) -> tuple[list[Document], list[Document]]:
-    """(new or changed, unchanged) of the block's documents; the others are counted in the block.
+    """(new or changed, unchanged) of a block's documents; the others are counted in the block.
 
     Of several documents with one id, `on_duplicate` says which is kept. A row that this run wrote for
     another position is one of those; one for this very position means that a crash came between the
@@ -28,7 +29,7 @@ def sort_out(
     """
     new: list[Document] = []
     unchanged: list[Document] = []
-    for document in _one_each(block, on_duplicate):
+    for document in _one_each(block, documents, on_duplicate):
         before = document.previous = known.get(document.id)
         if before is None:
             new.append(document)
@@ -55,10 +56,10 @@ def sort_out(
     return new, unchanged
 
 
-def _one_each(block: Block, on_duplicate: OnDuplicate) -> Iterable[Document]:
+def _one_each(block: Block, documents: Sequence[Document], on_duplicate: OnDuplicate) -> Iterable[Document]:
     """One document an id; the others are counted."""
     chosen: dict[str, Document] = {}
-    for document in block.documents:
+    for document in documents:
         earlier = chosen.get(document.id)
         if earlier is not None:
             if on_duplicate == "error":

@@ -137,7 +137,7 @@ class Pipeline:
             linger=parts.linger,
             hurry=self._hurry,
         )
-        self._to_chunk: asyncio.Queue[Block | None] = asyncio.Queue(1)
+        self._to_chunk: asyncio.Queue[list[Document] | None] = asyncio.Queue(1)
         self._to_pack: asyncio.Queue[list[Chunk] | None] = asyncio.Queue(1)
         self._to_embed: asyncio.Queue[list[Chunk] | None] = asyncio.Queue(1)
 
@@ -227,14 +227,15 @@ class Pipeline:
         try:
             while not self._stopping.is_set():
                 await p.resources.wait_for_memory(lambda: self._stopping.is_set() or not self._in_flight)
-                block = await self._in(self._reader, self._next_block)
-                if block is None:
+                read = await self._in(self._reader, self._next_block)
+                if read is None:
                     break
+                block, documents = read
                 self._bytes_read = block.progress
                 if p.decoder.made_up_ids and not told_of_ids:
                     told_of_ids = True
                     p.emit(Noticed("some records have no id: theirs is a digest of their content"))
-                await self._admit(block)
+                await self._admit(block, documents)
                 self._check_budget(block)
         except (TerminalError, TooManyErrorsError) as error:
             # What was read before is good, and is finished first.
@@ -242,13 +243,14 @@ class Pipeline:
         for _ in range(CHUNKERS):
             await self._to_chunk.put(None)
 
-    def _next_block(self) -> Block | None:
+    def _next_block(self) -> tuple[Block, list[Document]] | None:
         """Read and decode some records; runs in the reading thread."""
         records = self._p.source.read_block()
         return None if records is None else self._decode(records)
 
-    def _decode(self, read: RecordBlock) -> Block:
+    def _decode(self, read: RecordBlock) -> tuple[Block, list[Document]]:
         block = Block(read.part, read.start, read.end, read.end_offset, read.progress, read=len(read.records))
+        documents = []
         decoder = self._p.decoder
         for record in read.records:
             try:
@@ -258,8 +260,8 @@ class Pipeline:
                 block.rejects.append(Reject("decode", record, fault, decoder.id_hint(record)))
             else:
                 document.block = block
-                block.documents.append(document)
-        return block
+                documents.append(document)
+        return block, documents
 
     def _check_budget(self, block: Block) -> None:
         self._read += block.read
@@ -273,10 +275,10 @@ class Pipeline:
 
     # -- admit: what is new or changed? ------------------------------------------------------------
 
-    async def _admit(self, block: Block) -> None:
+    async def _admit(self, block: Block, documents: list[Document]) -> None:
         """Sort out what the store has already; hand on the rest once no earlier version is in flight."""
         p = self._p
-        ids = {document.id for document in block.documents}
+        ids = {document.id for document in documents}
         while not self._in_flight.isdisjoint(ids):
             self._landed.clear()
             self._hurry.set()
@@ -284,16 +286,16 @@ class Pipeline:
             if self._gave_up:
                 return
         self._hurry.clear()
-        known = await self._in(self._ledger, p.journal.lookup, block.documents) if ids else {}
-        block.documents, unchanged = sort_out(block, known, p.journal.run, p.on_duplicate)
+        known = await self._in(self._ledger, p.journal.lookup, documents) if ids else {}
+        documents, unchanged = sort_out(block, documents, known, p.journal.run, p.on_duplicate)
         if unchanged:
             await self._in(self._ledger, p.journal.seen, unchanged)
         if places := [(r.id, block.part, r.record.ordinal) for r in block.rejects if r.id is not None]:
             await self._in(self._ledger, p.journal.touch, places)
-        block.pending = len(block.documents)
+        block.pending = len(documents)
         if block.pending:
-            self._in_flight.update(document.id for document in block.documents)
-            await self._to_chunk.put(block)
+            self._in_flight.update(document.id for document in documents)
+            await self._to_chunk.put(documents)
         else:
             self._block_done(block)
 
@@ -307,17 +309,17 @@ class Pipeline:
 
     async def _chunker(self) -> None:
         p = self._p
-        while (block := await self._to_chunk.get()) is not None:
-            chunks = await self._in(self._workers, p.split, block.documents)
+        while (documents := await self._to_chunk.get()) is not None:
+            chunks = await self._in(self._workers, p.split, documents)
             several = []
-            for document in block.documents:
+            for document in documents:
                 document.pending = document.chunks
                 if document.chunks > 1:
                     several.append(document)
             kept = await self._in(self._workers, self._revised, chunks)
             unknown = [c for some in chunks for c in some if not c.document.revised]
             if p.deferred is not None and await p.deferred(unknown):
-                self._defer(block)
+                self._defer(documents)
                 continue
             if several:
                 await self._in(self._ledger, p.journal.intend, several)
@@ -347,10 +349,10 @@ class Pipeline:
             sparse = [SparseVector(list(terms), list(terms.values())) for terms in (p.sparse or {} for p in found)]
         return EmbeddedBatch(kept, np.stack([point.dense for point in found]), sparse)
 
-    def _defer(self, block: Block) -> None:
+    def _defer(self, documents: Sequence[Document]) -> None:
         """Leave a block as if it had not been read. As a whole, so that every record has its outcome once."""
         self._deferred = True
-        self._in_flight.difference_update(document.id for document in block.documents)
+        self._in_flight.difference_update(document.id for document in documents)
         self._landed.set()
 
     async def _packing(self) -> None:
@@ -376,9 +378,9 @@ class Pipeline:
                 chunks = await self._to_embed.get()
                 if chunks is None:
                     return
-                batches = await self._embed_or_give_up(chunks)
-            for batch in batches:
-                await self._storing.put(batch)
+                # The slot is held until the store takes them: else each task could hold a batch that waits.
+                for batch in await self._embed_or_give_up(chunks):
+                    await self._storing.put(batch)
 
     async def _embed_or_give_up(self, chunks: list[Chunk]) -> list[EmbeddedBatch]:
         """Embed, unless embedding has failed for good: what others have under way is still stored."""

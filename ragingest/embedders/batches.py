@@ -20,11 +20,12 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from msgspec.structs import replace
 
 from ragingest.checkpoint.batches import ANSWERS, Batch, BatchLine, BatchStates, Refusal, State
 from ragingest.checkpoint.vectors import PaidVectors

@@ -251,7 +251,7 @@ def as_vectors(embeddings: Sequence[msgspec.Raw], url: str) -> Vectors:
     return vectors
 
 
-def _decoded(embeddings: Sequence[msgspec.Raw]) -> bytes | None:
+def _decoded(embeddings: Sequence[msgspec.Raw]) -> bytearray | None:
     """The bytes of all rows, if each is plain base64 of the same length; a tenth of the CPU of decoding them as JSON."""
     views = [memoryview(embedding) for embedding in embeddings]
     length = len(views[0])
@@ -260,16 +260,17 @@ def _decoded(embeddings: Sequence[msgspec.Raw]) -> bytes | None:
     rows = [view[1:-1] for view in views]
     # Whole groups of three bytes: joined, they are base64 still.
     at_once = 1 if rows[0][-1] == PADDING else ROWS_AT_ONCE
+    data = bytearray()
+    lengths = []
     try:
-        pieces = [
-            pybase64.b64decode(b"".join(rows[first : first + at_once]), validate=True)
-            for first in range(0, len(rows), at_once)
-        ]
+        for first in range(0, len(rows), at_once):
+            piece = pybase64.b64decode(b"".join(rows[first : first + at_once]), validate=True)
+            data += piece
+            lengths.append(len(piece))
     except ValueError:
         return None
-    data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
     each, rest = divmod(len(data), 4 * len(rows))
-    return None if rest or any(len(piece) % (4 * each) for piece in pieces) else data
+    return None if rest or any(length % (4 * each) for length in lengths) else data
 
 
 def _one_by_one(embeddings: Sequence[msgspec.Raw], url: str) -> Vectors:

@@ -6,7 +6,8 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from ragingest.costs.books import Books
 from ragingest.costs.tokens import TokenEstimator, longest_beginning
