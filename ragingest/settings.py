@@ -339,6 +339,8 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Wait for batches that are under way; else end after one pass, to be resumed."""
     poll_interval: float = 30.0
     """Seconds between the first two looks at batches under way; the pauses grow to twenty times that."""
+    spool: bool = True
+    """Paid vectors are on disk until the store has confirmed them."""
     keep_embeddings: bool = False
     """Keep paid vectors for other runs and jobs, instead of until the store has them."""
     delete_missing: bool = False

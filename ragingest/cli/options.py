@@ -57,6 +57,7 @@ __all__ = [
     "Quiet",
     "Rpm",
     "Source",
+    "Spool",
     "SplitLong",
     "Store",
     "StorePath",
@@ -395,6 +396,15 @@ PollInterval = Annotated[
     typer.Option(
         envvar="RAGINGEST_POLL_INTERVAL",
         help=r"Seconds between the first two looks at batches; the pauses grow to 20 times that. \[default: 30]",
+        rich_help_panel=API,
+    ),
+]
+Spool = Annotated[
+    bool | None,
+    typer.Option(
+        "--spool/--no-spool",
+        envvar="RAGINGEST_SPOOL",
+        help=r"Paid vectors are on disk until the store has them; without, a crash costs them again. \[default: spool]",
         rich_help_panel=API,
     ),
 ]

@@ -46,6 +46,7 @@ def retry(
     price_per_million: opt.PricePerMillion = None,
     max_cost: opt.MaxCost = None,
     max_tokens: opt.MaxTokens = None,
+    spool: opt.Spool = None,
     keep_embeddings: opt.KeepEmbeddings = None,
     quiet: opt.Quiet = False,
     json_: opt.Json = False,
@@ -76,6 +77,7 @@ def retry(
         price_per_million=price_per_million,
         max_cost=max_cost,
         max_tokens=max_tokens,
+        spool=spool,
         keep_embeddings=keep_embeddings,
     )
 

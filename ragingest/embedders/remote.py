@@ -35,6 +35,18 @@ __all__ = ["Clock", "RemoteCalls", "RemoteLimits", "Sleep", "ask"]
 FIRST_CONCURRENCY = 8
 """Each step up takes a round trip; a small server of its own still answers so many well within the timeout."""
 
+FIRST_TEXTS = 1024
+"""Texts under way at first: requests of 2,048 start at two, and double from there while it pays."""
+
+LEAST_FIRST = 2
+
+ANSWERS_BYTES = 256_000_000
+"""What answers under way may take of memory: eight of 2,048 texts and 1,536 dimensions, which at five seconds
+each are 29 million tokens a minute, three times what OpenAI gives its largest customers."""
+
+BYTES_A_NUMBER = 4 + 16 / 3
+"""Of an answer: a float32, and the base64 that it comes as."""
+
 REFUSED_ALIKE = 10
 """Different texts, refused one by one before any was answered, after which the settings are doubted."""
 
@@ -84,6 +96,7 @@ class RemoteCalls:
         books: is counted into.
         estimator: what texts will cost; learns from every answer.
         max_request_tokens: what one request takes, if there is a limit.
+        texts: what one request holds, at most: where that is many, there are fewer requests at once.
         kept: vectors that were paid for and are on disk; None to keep none.
         stored: vectors that the store has confirmed, for texts that come again; None to buy those again.
         sparse: makes the sparse vectors of texts, in a thread; None for none.
@@ -100,6 +113,7 @@ class RemoteCalls:
         estimator: TokenEstimator,
         *,
         max_request_tokens: int | None = None,
+        texts: int = 1,
         kept: PaidVectors | None = None,
         stored: StoredTexts | None = None,
         sparse: Callable[[Sequence[str]], SparseVectors] | None = None,
@@ -108,9 +122,8 @@ class RemoteCalls:
         sleep: Sleep = asyncio.sleep,
         clock: Clock = time.monotonic,
     ) -> None:
-        self.concurrency = AdaptiveConcurrency(
-            min(FIRST_CONCURRENCY, limits.max_concurrency), limits.max_concurrency, clock=clock
-        )
+        first, most = _concurrency(limits.max_concurrency, texts, dimensions)
+        self.concurrency = AdaptiveConcurrency(first, most, clock=clock)
         self._api = api
         self._dimensions = dimensions
         self._limits = limits
@@ -472,6 +485,14 @@ class RemoteCalls:
             self._settled.clear()
             await self._settled.wait()
         self._tokens_set_aside += most
+
+
+def _concurrency(allowed: int, texts: int, dimensions: int) -> tuple[int, int]:
+    """Requests of so many texts at once: at first, and at most."""
+    most = max(LEAST_FIRST, int(ANSWERS_BYTES / (texts * dimensions * BYTES_A_NUMBER)))
+    first = max(LEAST_FIRST, min(FIRST_CONCURRENCY, FIRST_TEXTS // texts))
+    most = min(allowed, most)
+    return min(first, most), most
 
 
 async def ask(api: EmbeddingRequests, text: str, books: Books, give_up_after: float) -> Answer:

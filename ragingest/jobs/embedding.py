@@ -201,6 +201,7 @@ def _remote(
     # Here, because a run that computes its vectors itself does not need it.
     from ragingest.checkpoint.counted import CountedBooks
     from ragingest.checkpoint.known import KnownTexts, StoredTexts
+    from ragingest.checkpoint.vectors import PaidVectors
     from ragingest.embedders.remote import RemoteCalls
     from ragingest.embedders.truncation import Truncation
 
@@ -213,9 +214,12 @@ def _remote(
     api = open_api(name, model, base_url=settings.base_url, dimensions=asked, timeout=options.timeout)
     estimator = TokenEstimator.for_limits(facts.max_request_tokens, facts.special_tokens)
     count = exact_counter(model)
-    kept = _paid_vectors(settings, options, facts, dimensions, vectors, emit)
+    max_inputs = min(options.batch_size or facts.max_inputs, facts.max_inputs)
+    kept = None
+    if options.spool or options.keep_embeddings or PaidVectors.files(vectors):  # what is paid for is used
+        kept = _paid_vectors(settings, options, facts, dimensions, vectors, emit)
     stored = None
-    if fetch is not None and not options.keep_embeddings:
+    if kept is not None and fetch is not None and not options.keep_embeddings:
         known = KnownTexts(
             kept.path.with_name(f"{kept.path.name}.known"), f"{kept.model}\0{dimensions}\0{run}", anew=not begun
         )
@@ -227,6 +231,7 @@ def _remote(
         books,
         estimator,
         max_request_tokens=facts.max_request_tokens,
+        texts=max_inputs,
         kept=kept,
         stored=stored,
         sparse=BM25().encode if sparse else None,
@@ -252,7 +257,8 @@ def _remote(
         await calls.close()
         if stored is not None:
             stored.close()
-        kept.close()
+        if kept is not None:
+            kept.close()
         kept_books.close()
 
     split: Split = whole
@@ -270,7 +276,7 @@ def _remote(
         packer=RequestPacker(
             lambda chunk: chunk.text,
             estimator,
-            max_inputs=min(options.batch_size or facts.max_inputs, facts.max_inputs),
+            max_inputs=max_inputs,
             max_tokens=facts.max_request_tokens,
             max_input_tokens=facts.max_input_tokens,
             count=count,

@@ -513,3 +513,32 @@ def test_what_a_killed_run_had_paid_for_goes_into_the_cache_if_one_is_wanted_now
     before = place.server.books
     place.run(None, "--keep-embeddings", "--collection", "other", job="second")
     assert place.server.books == before
+
+
+def test_without_a_spool_no_vector_is_written_but_what_a_run_before_has_left_is_used(place: Place) -> None:
+    records = make(FEW)
+    texts = texts_of(records)
+    place.server.set_latency(0.02)
+    process = place.start(*place.arguments(records, "--upsert-size", "1000", "--max-concurrency", str(CONCURRENCY)))
+    try:
+        place.server.wait_until(lambda books: books.texts_answered >= 300)
+    finally:
+        process.kill()
+        process.wait()
+    place.server.wait_until(lambda books: books.in_flight == 0)
+    kept = place.on_disk(texts)
+    assert kept
+    assert place.resume("--no-spool").counters["stored"] == FEW
+    assert set(answered(place.server.books, kept).values()) == {1}
+    process = place.start(
+        *place.arguments(records, "--no-spool", "--collection", "other", "--upsert-size", "1000", "--job", "second")
+    )
+    try:
+        before = place.server.books.texts_answered
+        place.server.wait_until(lambda books: books.texts_answered >= before + 300)
+        assert PaidVectors.files(place.vectors.with_name("second.vectors")) == []
+    finally:
+        process.kill()
+        process.wait()
+    place.run(None, "--no-spool", "--collection", "other", job="second")
+    place.check_stored(records)
