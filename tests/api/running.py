@@ -15,7 +15,6 @@ from typing import Any
 from ragingest.checkpoint.vectors import PaidVectors
 from ragingest.documents import document_digest
 from tests.e2e.command import Command, Result, clean_environment, stored
-from tests.forking import ForkedPopen
 from tests.servers.books import Books
 from tests.servers.config import ServerConfig
 from tests.servers.faults import LOST, REFUSED, SPOILED
@@ -125,7 +124,7 @@ class Place:
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
         """Start the command, of which nobody will hear; the caller sees to its end."""
-        return ForkedPopen(
+        return self.command.start(
             [sys.executable, "-m", "ragingest", *arguments, "--quiet"],
             cwd=self.folder,
             env=clean_environment(self.command.environment),

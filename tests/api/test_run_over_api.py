@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -470,7 +472,8 @@ def test_a_store_that_is_lost_while_vectors_come_in_costs_none_that_had_arrived(
     texts = texts_of(records)
     place.server.set_latency(0.02)
     arguments = place.arguments(records, "--upsert-size", "1000", "--max-concurrency", str(CONCURRENCY))
-    process = place.start(*arguments)
+    real = replace(place.command, start=subprocess.Popen)  # the store's process is its child
+    process = replace(place, command=real).start(*arguments)
     try:
         place.server.wait_until(lambda books: books.texts_answered >= 300)
         children = psutil.Process(process.pid).children(recursive=True)

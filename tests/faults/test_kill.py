@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import random
 import signal
+import subprocess
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -145,6 +147,7 @@ def test_killed_in_a_later_run_it_still_knows_what_is_unchanged(place: Workplace
 
 
 def test_the_death_of_the_stores_process_stops_the_run_which_then_goes_on(place: Workplace) -> None:
+    place = Workplace(replace(place.command, start=subprocess.Popen))  # the store's process is its child
     source = SMALL.write(place.folder / "source.jsonl")
     process = place.start("run", source, *RUN, "--quiet", fault=place.with_gate(3))
     with place.gate(process):
