@@ -9,6 +9,7 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -81,8 +82,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
     for name in KEYS:
         monkeypatch.setenv(name, SECRET)
     CORPUS.write(tmp_path / "source.jsonl")
-    # A forked process would have the command line of another.
-    return Workplace(Command(tmp_path, start=subprocess.Popen))
+    return Workplace(Command(tmp_path))
+
+
+@pytest.fixture
+def visible(place: Workplace) -> Workplace:
+    """The same, where each process has a command line of its own; a forked one has that of another."""
+    return Workplace(replace(place.command, start=subprocess.Popen))
 
 
 def run(*more: str) -> tuple[str, ...]:
@@ -171,12 +177,12 @@ def qdrant_with_key() -> Iterator[QdrantServer]:
 
 @pytest.mark.parametrize("protocol", ["rest", "grpc"])
 def test_a_run_that_goes_well_leaves_no_key_and_no_process_shows_one(
-    place: Workplace, servers: tuple[EmbeddingsServer, QdrantServer], protocol: str
+    visible: Workplace, servers: tuple[EmbeddingsServer, QdrantServer], protocol: str
 ) -> None:
     openai, qdrant = servers
     url = qdrant.url if protocol == "rest" else qdrant.grpc_url
     where = ("--store", "qdrant", "--url", url, "--collection", protocol)
-    process = place.start(
+    process = visible.start(
         *run("--embedder", "openai", "--model", MODEL, "--base-url", openai.base_url, *where), "--json"
     )
     told = []
@@ -184,16 +190,16 @@ def test_a_run_that_goes_well_leaves_no_key_and_no_process_shows_one(
         told += command_lines(process.pid)
     result = finish(process, 0)
     assert len(told) > 1
-    look_for(place, result.out.encode(), result.err.encode(), *told)
+    look_for(visible, result.out.encode(), result.err.encode(), *told)
 
 
-def test_the_process_of_the_embedded_store_is_not_started_with_a_key(place: Workplace) -> None:
-    process = place.start(*run(), fault=place.with_gate(2))
-    with place.gate(process):
+def test_the_process_of_the_embedded_store_is_not_started_with_a_key(visible: Workplace) -> None:
+    process = visible.start(*run(), fault=visible.with_gate(2))
+    with visible.gate(process):
         told = command_lines(process.pid)
         assert len(told) == 2
     result = finish(process, 0)
-    look_for(place, result.out.encode(), result.err.encode(), *told)
+    look_for(visible, result.out.encode(), result.err.encode(), *told)
 
 
 def command_lines(pid: int) -> list[bytes]:
