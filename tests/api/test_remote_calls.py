@@ -19,6 +19,7 @@ from ragingest.checkpoint.vectors import PaidVectors
 from ragingest.costs.books import Books
 from ragingest.costs.tokens import TokenEstimator
 from ragingest.documents import Chunk, EmbeddedBatch, Vectors
+from ragingest.embedders import remote
 from ragingest.embedders.remote import FIRST_CONCURRENCY, RemoteCalls, RemoteLimits
 from ragingest.errors import RejectedError, TerminalError, TransientError
 from ragingest.protocols import Answer, RateNews
@@ -40,8 +41,10 @@ class Bench:
         latency: float = 1.0,
         news: RateNews = NO_NEWS,
         books: Books | None = None,
+        texts: int = 1,
         **limits: Any,
     ) -> None:
+        self.texts = texts
         self.time = FakeTime(0.0)
         self.api = FakeApi(self.time.now, steps, latency=latency, news=news)
         self.books = books or Books()
@@ -56,6 +59,7 @@ class Bench:
                 self.limits,
                 self.books,
                 TokenEstimator(),
+                texts=self.texts,
                 on_change=self.changes.append,
                 sleep=self.time.sleep,
                 clock=self.time.now,
@@ -465,6 +469,21 @@ def test_a_limit_that_falls_below_what_a_request_waits_for_holds_up_nothing() ->
 
 def test_concurrency_is_bounded_from_above() -> None:
     bench = Bench(max_concurrency=5)
+    bench.embed(*batches_of(60))
+    assert bench.api.most_at_once == 5
+
+
+@pytest.mark.parametrize(("texts", "first"), [(1, 8), (100, 8), (256, 4), (2048, 2)])
+def test_large_requests_begin_with_few_at_once(texts: int, first: int) -> None:
+    async def begin(calls: RemoteCalls) -> int:
+        return calls.concurrency.limit
+
+    assert Bench(texts=texts).run(begin) == first
+
+
+def test_there_are_no_more_at_once_than_memory_for_their_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "ANSWERS_BYTES", 5 * 100 * DIMENSIONS * remote.BYTES_A_NUMBER)
+    bench = Bench(texts=100)
     bench.embed(*batches_of(60))
     assert bench.api.most_at_once == 5
 
