@@ -4,7 +4,7 @@
 
 1,536 dimensions, texts of 622 characters, servers on one core and the client on the other (`benchmarks.contest`). At
 each latency the bare client gets the concurrency that is best for it, found first. ragingest has everything on:
-checkpoint, ledger, books, paid vectors on disk, adaptive concurrency, BM25.
+checkpoint, ledger, books, adaptive concurrency, BM25; without the spool, and at latency 0 also with it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ CONCURRENCIES = {0: (2, 4, 8), 50: (8, 16, 32), 500: (64, 96, 128)}
 OURS = "ragingest"
 BARE = "bare, the same points"
 BARE_DENSE = "bare, dense only"
-NAIVE = "naive"
+SPOOLED = "ragingest, vectors on disk until stored"
+NAIVE = "naive, the same points"
+NAIVE_DENSE = "naive, dense only"
 
 
 def bare(name: str, store: str, concurrency: int, *options: str) -> Contestant:
@@ -56,11 +58,12 @@ def best_concurrency(on: Stage, texts: int, choices: tuple[int, ...]) -> int:
 def at_latency(on: Stage, latency: int, texts: int, turns: int) -> dict[str, Any]:
     on.set_latency(latency)
     best = best_concurrency(on, texts, CONCURRENCIES[latency])
-    contestants = [bare(BARE, "edge", best, "--bm25"), ragingest(OURS)]
+    contestants = [bare(BARE, "edge", best, "--bm25"), ragingest(OURS, "--no-spool")]
     if latency == 0:
         contestants[1:1] = [bare(BARE_DENSE, "edge", best)]
+        contestants += [ragingest(SPOOLED), naive(NAIVE_DENSE, "edge")]
     if latency < 500:
-        contestants.append(naive(NAIVE, "edge"))
+        contestants.append(naive(NAIVE, "edge", "--bm25"))
     results = compare(contestants, on, texts, turns)
     ratios = {
         other: {

@@ -43,7 +43,7 @@ def peer(name: str, python: Path) -> Contestant:
 
 
 def ours() -> Contestant:
-    inner = ragingest(OURS, "--store", "qdrant")
+    inner = ragingest(OURS, "--store", "qdrant", "--no-spool")
 
     def command(on: Stage, corpus: Path) -> list[str]:
         return [*inner.command(on, corpus), "--url", on.sink]
