@@ -16,6 +16,7 @@ from pathlib import Path
 BENCHMARKS = (
     "reading",
     "api",
+    "parts",
     "laws",
     "default_path",
     "keeping 1000000",

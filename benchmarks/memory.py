@@ -16,6 +16,11 @@ from benchmarks.contest import Contestant, stage, take_turn
 from benchmarks.corpora import short_records
 from benchmarks.measure import Others, ragingest, report, scratch
 
+APIS: dict[str, tuple[str, ...]] = {
+    "API, 100 texts a request, no store": ("--batch-size", "100"),
+    "API, 2,048 texts a request, no store": (),
+}
+
 
 def main() -> None:
     most = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
@@ -27,11 +32,10 @@ def main() -> None:
         for size in sizes:
             on.corpora[size] = short_records(on.folder / f"short-{size}.jsonl", size)
         on.corpora[100] = short_records(on.folder / "short-100.jsonl", 100)
-        contestant: Contestant = over_api("API, no store", "--store", "null")
-        rows[contestant.name] = []
-        for size in sizes:
-            turn = take_turn(contestant, on, size)
-            rows[contestant.name].append(_row(size, turn.peak, turn.cpu))
+        for name, options in APIS.items():
+            contestant: Contestant = over_api(name, "--store", "null", *options)
+            turns = [(size, take_turn(contestant, on, size)) for size in sizes]
+            rows[name] = [_row(size, turn.peak, turn.cpu) for size, turn in turns]
         for name, store in (("WordLlama, no store", "null"), ("WordLlama, Qdrant Edge", "qdrant-edge")):
             rows[name] = []
             for size in sizes:

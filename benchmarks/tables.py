@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from benchmarks.measure import RESULTS
@@ -60,6 +61,16 @@ def api() -> str:
         for row in _contestants(found["contestants"], found["ratios"])
     ]
     return _table(["latency", "client", *COLUMNS, *OURS_TO_IT], rows) + _taken("api")
+
+
+def parts() -> str:
+    found = _load("parts")
+    lists = [[*of.items(), ("in all", sum(of.values()))] for of in (found["ragingest"], found["bare"])]
+    rows = [
+        [cell for part in line for cell in (part[0], _number(part[1]) if part[0] else "")]
+        for line in zip_longest(*lists, fillvalue=("", 0.0))
+    ]
+    return _table(["ragingest", "CPU us a text", "bare, the same points", "CPU us a text"], rows) + _taken("parts")
 
 
 def peers() -> str:
@@ -238,6 +249,7 @@ def laws() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "bench-api": api,
+    "bench-parts": parts,
     "bench-peers": peers,
     "bench-default-path": default_path,
     "bench-memory": memory,
