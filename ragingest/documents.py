@@ -53,7 +53,7 @@ class Fault(NamedTuple):
     message: str
 
 
-class Record(NamedTuple):
+class Record(msgspec.Struct, frozen=True, gc=False):
     """One item of the source as read, at position (part, ordinal, offset).
 
     `offset` is the byte at which it starts, counted in the decompressed stream. `fault` is set by

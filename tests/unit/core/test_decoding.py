@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from ragingest.decoding import MAX_ID_BYTES, MAX_NESTING, Decoder, FieldMapping
 from ragingest.documents import Document, Fault, Record, document_digest
@@ -97,7 +98,7 @@ def test_a_record_that_is_no_document_is_refused_with_its_reason(raw: bytes, kin
 def test_a_fault_of_the_source_is_the_reason_whatever_the_bytes_say() -> None:
     good = record({"id": "a", "text": "b"})
     with pytest.raises(RejectedError) as caught:
-        Decoder().decode(good._replace(fault=Fault("too_large", "over the limit")))
+        Decoder().decode(replace(good, fault=Fault("too_large", "over the limit")))
     assert (caught.value.kind, str(caught.value)) == ("too_large", "over the limit")
 
 
