@@ -1,9 +1,9 @@
 """Where the CPU of a run over an API into Qdrant Edge goes: by the thread that spends it, and the store's process.
 
-    python -m benchmarks.parts [TEXTS]
+    python -m benchmarks.parts [TURNS] [TEXTS]
 
 The clock of each thread is read ten times a second inside the run, so no part is slowed down by being looked at. Beside
-it the same steps of the bare client, by leaving them out: no store, dense points only, the same points.
+it the same steps of the bare client, by leaving them out: no store, dense points only, the same points. Medians of turns.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from __future__ import annotations
 import json
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from contextlib import suppress
 
 from benchmarks.api import bare
@@ -112,11 +114,17 @@ def of_bare(on: Stage, texts: int) -> dict[str, float]:
 
 
 def main() -> None:
-    texts = int(sys.argv[1]) if len(sys.argv) > 1 else 30_000
+    turns = int(sys.argv[1]) if len(sys.argv) > 1 else 3
+    texts = int(sys.argv[2]) if len(sys.argv) > 2 else 20_000
     others = Others()
     with stage() as on:
-        ours, theirs = of_ragingest(on, texts), of_bare(on, texts)
-    report("parts", {"texts": texts, "ragingest": ours, "bare": theirs, "others": others.share()})
+        ours, theirs = zip(*((of_ragingest(on, texts), of_bare(on, texts)) for _ in range(turns)), strict=True)
+    figures = {"texts": texts, "turns": turns, "ragingest": medians(ours), "bare": medians(theirs)}
+    report("parts", {**figures, "others": others.share()})
+
+
+def medians(turns: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {part: round(statistics.median(turn[part] for turn in turns), 1) for part in turns[0]}
 
 
 if __name__ == "__main__":
