@@ -496,9 +496,8 @@ def test_a_store_that_is_lost_while_vectors_come_in_costs_none_that_had_arrived(
     place.check_stored(records)
 
 
-def test_what_a_killed_run_had_paid_for_goes_into_the_cache_if_one_is_wanted_now(place: Place) -> None:
-    records = make(FEW)
-    texts = texts_of(records)
+def killed_half_way(place: Place, records: list[dict[str, str]]) -> set[str]:
+    """The texts whose vectors are on disk, because the store had not confirmed them."""
     place.server.set_latency(0.02)
     process = place.start(*place.arguments(records, "--upsert-size", "1000", "--max-concurrency", str(CONCURRENCY)))
     try:
@@ -507,8 +506,14 @@ def test_what_a_killed_run_had_paid_for_goes_into_the_cache_if_one_is_wanted_now
         process.kill()
         process.wait()
     place.server.wait_until(lambda books: books.in_flight == 0)
-    kept = place.on_disk(texts)
+    kept = place.on_disk(texts_of(records))
     assert kept
+    return kept
+
+
+def test_what_a_killed_run_had_paid_for_goes_into_the_cache_if_one_is_wanted_now(place: Place) -> None:
+    records = make(FEW)
+    kept = killed_half_way(place, records)
     result = place.resume("--keep-embeddings")
     assert result.counters["stored"] == FEW
     assert set(answered(place.server.books, kept).values()) == {1}
@@ -520,17 +525,7 @@ def test_what_a_killed_run_had_paid_for_goes_into_the_cache_if_one_is_wanted_now
 
 def test_without_a_spool_no_vector_is_written_but_what_a_run_before_has_left_is_used(place: Place) -> None:
     records = make(FEW)
-    texts = texts_of(records)
-    place.server.set_latency(0.02)
-    process = place.start(*place.arguments(records, "--upsert-size", "1000", "--max-concurrency", str(CONCURRENCY)))
-    try:
-        place.server.wait_until(lambda books: books.texts_answered >= 300)
-    finally:
-        process.kill()
-        process.wait()
-    place.server.wait_until(lambda books: books.in_flight == 0)
-    kept = place.on_disk(texts)
-    assert kept
+    kept = killed_half_way(place, records)
     assert place.resume("--no-spool").counters["stored"] == FEW
     assert set(answered(place.server.books, kept).values()) == {1}
     process = place.start(
