@@ -49,7 +49,7 @@ demo: .venv/installed
 # Compiled first, because tests start the command many times, also where the environment forbids to write .pyc files.
 test: lint
 	$(BIN)/python -m compileall -q ragingest tests
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 bench: .venv/benched
 	$(BIN)/python -m compileall -q ragingest tests benchmarks
@@ -61,7 +61,7 @@ bench-peers: .venv/benched .venv-peers/installed
 	$(BIN)/python docs/generate.py
 
 crash-test: .venv/tested
-	$(BIN)/python -m pytest -n 2 --dist worksteal --every-fault tests/faults tests/api tests/e2e/test_copy.py tests/e2e/test_incremental.py tests/e2e/test_verify.py
+	$(BIN)/python -m pytest -n 3 --dist worksteal --every-fault tests/faults tests/api tests/e2e/test_copy.py tests/e2e/test_incremental.py tests/e2e/test_verify.py
 	$(BIN)/python -m benchmarks.random_death $(RUNS) $(RECORDS) qdrant-edge pgvector
 	$(BIN)/python -m benchmarks.long $(LONG)
 
