@@ -1,6 +1,6 @@
 # make demo    ingest the sample corpus and search it
 # make test    format check, lint, types, layers, all tests, but of each grid of faults a third
-# make bench   measure speed, memory and cost; write docs/performance.md (ten minutes)
+# make bench   measure speed, memory and cost; write docs/performance.md (half an hour)
 # make bench-peers  against what people use instead; installs them beside (longer)
 # make crash-test  every way to die: killed at every step and at random, bad disks, input, networks (an hour)
 PYTHON ?= python3

@@ -1,4 +1,4 @@
-"""Everything that docs/performance.md shows of speed, in some ten minutes: `make bench`.
+"""Everything that docs/performance.md shows of speed, in half an hour: `make bench`.
 
     python -m benchmarks ["NAME [ARGUMENT ...]" ...]
 
